@@ -1,0 +1,51 @@
+# make demo   install what the robot runs (no torch) and do the main job in simulation
+# make test   install that and the test extras into the same environment; lint, types, tests
+# make clean  remove what these two made
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_ARGS ?=
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard edge/native/*.cpp edge/native/*.hpp)
+# One line a package: what pip says beyond that is only of use when it fails, and then it says so on stderr.
+BRIEFLY := | awk '/^(Collecting|Processing|Building) / {print "  " $$1 " " $$2 " " $$3; fflush()}'
+
+.PHONY: demo install test clean
+
+demo: install
+	$(BIN)/vlar1 demo $(DEMO_ARGS)
+
+install: $(VENV)/.installed
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+$(BIN)/python:
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.12 ..." if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BUILD_INPUTS) | $(BIN)/python
+	@echo "installing vlar1-edge into $(VENV)"
+	@$(PIP) install -c constraints.txt -e . $(BRIEFLY)
+	@touch $@
+
+# torch comes first and by its exact version: left to another package's looser wish, pip takes a newer one with
+# gigabytes of CUDA libraries.
+$(VENV)/.installed-test: $(BUILD_INPUTS) | $(BIN)/python
+	@echo "installing vlar1-edge with its test extras into $(VENV)"
+	@$(PIP) install torch==2.13.0 $(BRIEFLY)
+	@$(PIP) install -c constraints.txt -e '.[test]' $(BRIEFLY)
+	@touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

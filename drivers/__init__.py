@@ -1,0 +1,1 @@
+"""Hardware: cameras, arms, and a simulated tabletop that stands in for both."""

@@ -1,0 +1,161 @@
+"""An arm of Feetech STS servos, as the Arm protocol sees it: radians in, radians out, torque handled with care."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drivers.arm import tables
+from drivers.arm.feetech import FeetechBus, fault_names
+from drivers.arm.tables import RAD_PER_COUNT, Register
+from drivers.errors import DeviceError
+from drivers.protocols import JointState
+from drivers.robot import Robot
+
+
+def open_arm(robot: Robot, port: str | None = None) -> FeetechArm:
+    """Open the arm that ``robot`` describes, on ``port`` or the port of the robot file.
+
+    Every servo is pinged; nothing is written. Raises DeviceError when the port cannot be opened or a servo is silent.
+    """
+    bus = FeetechBus(port or robot.arm.port, robot.arm.baudrate)
+    try:
+        return FeetechArm(bus, robot)
+    except BaseException:
+        bus.close()
+        raise
+
+
+class FeetechArm:
+    """The Arm protocol over a ``FeetechBus``, which it closes.
+
+    Raises DeviceError on construction, naming every servo of ``robot`` that does not answer.
+    """
+
+    def __init__(self, bus: FeetechBus, robot: Robot) -> None:
+        joints = robot.arm.joints
+        self.bus = bus
+        self._names = tuple(joint.name for joint in joints)
+        self._ids = tuple(joint.id for joint in joints)
+        self._zero = np.array([joint.zero_count for joint in joints], dtype=np.float64)
+        self._direction = np.array([joint.direction for joint in joints], dtype=np.float64)
+        self._lower_rad, self._upper_rad = robot.lower_rad, robot.upper_rad
+        self._torque_on = False
+        silent = [id for id in self._ids if not bus.ping(id)]
+        if silent:
+            what = "no servo answers" if len(silent) == len(self._ids) else f"no answer from {self._named(silent)}"
+            raise self._error(f"{what}; check the arm's power, the cables and the servo ids")
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        return self._names
+
+    @property
+    def torque_on(self) -> bool:
+        """Whether ``enable`` switched torque on and ``disable`` did not yet switch it off."""
+        return self._torque_on
+
+    def read(self) -> JointState:
+        """Measured positions. Raises DeviceError when a servo stays silent."""
+        counts = self._read_all(tables.PRESENT_POSITION)
+        return JointState((counts - self._zero) * self._direction * RAD_PER_COUNT, time.monotonic())
+
+    def read_load(self) -> NDArray[np.float64]:
+        """Motor effort of each joint, (n,), as a share of the servo's greatest torque, -1..1."""
+        return self._read_all(tables.PRESENT_LOAD) * self._direction / 1000.0
+
+    def faults(self) -> dict[str, list[str]]:
+        """Joint name -> faults its servo reported in its latest answer; empty when all is well."""
+        names = dict(zip(self._ids, self._names, strict=True))
+        return {names[id]: fault_names(error) for id, error in self.bus.faults.items() if id in names}
+
+    def enable(self) -> JointState:
+        """Write the present positions as goals, see that they arrived, then switch torque on. The arm does not move.
+
+        Raises DeviceError when a servo does not do its part; torque is then off again wherever it was off before.
+        """
+        self._check_position_mode()
+        found_off = [id for id in self._ids if not self.bus.read(id, tables.TORQUE_ENABLE)]
+        touched: list[int] = []
+        try:
+            present = self._read_all(tables.PRESENT_POSITION)
+            for id, count in zip(self._ids, present.astype(int).tolist(), strict=True):
+                touched.append(id)  # already now: firmware may take a goal as leave to switch torque on
+                self._write_goal(id, count)
+            for id in found_off:
+                self.bus.write(id, tables.TORQUE_ENABLE, 1)
+            limp = [id for id in self._ids if not self.bus.read(id, tables.TORQUE_ENABLE)]
+            if limp:
+                raise self._error(f"torque stays off on {self._named(limp)}; let hot servos cool, cycle the power")
+        except BaseException as error:
+            still_on = self._switch_off([id for id in touched if id in found_off])
+            if still_on:
+                what = f"{self._named(still_on)} may be left with torque: hold the arm and cut its power"
+                raise DeviceError(f"{error or type(error).__name__}; {what}") from error
+            raise
+        self._torque_on = True
+        return JointState((present - self._zero) * self._direction * RAD_PER_COUNT, time.monotonic())
+
+    def write(self, position_rad: NDArray[np.float64]) -> None:
+        """Send setpoints (n,), clipped to the joint limits of the robot's model.
+
+        Raises DeviceError if torque is off, ValueError on a wrong shape or a number that is not finite.
+        """
+        if not self._torque_on:
+            raise self._error("torque is off, so the arm takes no setpoints; enable it first")
+        goal_rad = np.asarray(position_rad, dtype=np.float64)
+        if goal_rad.shape != self._zero.shape or not np.isfinite(goal_rad).all():
+            raise ValueError(f"setpoints must be {len(self._ids)} finite numbers, got {position_rad!r}")
+        goal_rad = np.clip(goal_rad, self._lower_rad, self._upper_rad)
+        counts = np.rint(self._zero + self._direction * goal_rad / RAD_PER_COUNT).astype(int).tolist()
+        self.bus.sync_write(dict(zip(self._ids, counts, strict=True)), tables.GOAL_POSITION)
+
+    def disable(self) -> None:
+        """Switch torque off on every servo, also when one of them fails. Raises DeviceError naming those that do."""
+        still_on = self._switch_off(self._ids)
+        if still_on:
+            raise self._error(f"torque stays on at {self._named(still_on)}; hold the arm and cut its power")
+        self._torque_on = False
+
+    def close(self) -> None:
+        """Close the port; torque stays as it is. May be called twice."""
+        self.bus.close()
+
+    def _read_all(self, register: Register) -> NDArray[np.float64]:
+        """(n,) values of one register; servos that miss the common request are asked one by one."""
+        values = self.bus.sync_read(self._ids, register)
+        counts = [values[id] if id in values else self.bus.read(id, register) for id in self._ids]
+        return np.array(counts, dtype=np.float64)
+
+    def _check_position_mode(self) -> None:
+        for id in self._ids:
+            if mode := self.bus.read(id, tables.OPERATING_MODE):
+                what = f"{self._named([id])} has Operating_Mode {mode}, expected 0 (position)"
+                raise self._error(f"{what}; write 0 to register {tables.OPERATING_MODE.address}")
+
+    def _write_goal(self, id: int, count: int) -> None:
+        self.bus.write(id, tables.GOAL_POSITION, count)
+        taken = self.bus.read(id, tables.GOAL_POSITION)
+        if taken != count:
+            what = f"{self._named([id])} was given goal {count} and holds {taken}"
+            raise self._error(f"{what}; is another program using the arm?")
+
+    def _switch_off(self, ids: Iterable[int]) -> list[int]:
+        """Cut torque on ``ids``; the ids of those that did not confirm."""
+        failed = []
+        for id in ids:
+            try:
+                self.bus.write(id, tables.TORQUE_ENABLE, 0)
+            except DeviceError:
+                failed.append(id)
+        return failed
+
+    def _error(self, what: str) -> DeviceError:
+        return DeviceError(f"arm port {self.bus.port}: {what}")
+
+    def _named(self, ids: Iterable[int]) -> str:
+        names = dict(zip(self._ids, self._names, strict=True))
+        return ", ".join(f"servo {id} ({names[id]})" for id in ids)

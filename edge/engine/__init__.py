@@ -1,0 +1,1 @@
+"""A loaded model bundle: encode an image, prefill, step."""

@@ -1,0 +1,1 @@
+"""On a workstation: a trained checkpoint to a verified, quantized bundle."""

@@ -1,0 +1,200 @@
+"""Choosing poses and the whole routine, with the shipped arm model, a camera that renders, and encoders with counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from calib_views import VGA, look_at, project, render, transform
+
+import calib.routine as routine
+from calib.board import Board, T_gripper_board_nominal
+from calib.hand_eye import rotation_spread_rad
+from calib.kinematics import GripperKinematics
+from calib.poses import choose_poses
+from calib.routine import calibrate_hand_eye, solve_again
+from drivers.errors import UserError
+from drivers.protocols import Frame, JointState
+
+MODEL = Path(__file__).parents[2] / "drivers" / "arm" / "so101.xml"
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+BOARD = Board()
+T_GUESS = look_at((0.52, 0.0, 0.42), (0.21, 0.0, 0.02))
+T_BASE_CAMERA = T_GUESS @ transform((0.02, -0.03, 0.01), (0.012, -0.008, 0.015))
+T_GRIPPER_BOARD = T_gripper_board_nominal(BOARD) @ transform((0.02, 0.01, -0.03), (0.002, -0.003, 0.0005))
+START = np.array([0.0, -1.2, 0.6, 0.6, 0.0, 0.05])
+COUNT_RAD = 2 * np.pi / 4096
+
+
+@pytest.fixture(scope="module")
+def fk() -> GripperKinematics:
+    return GripperKinematics(MODEL, JOINTS)
+
+
+@pytest.fixture(scope="module")
+def poses() -> np.ndarray:
+    return choose_poses(MODEL, JOINTS, BOARD, VGA, T_GUESS, START)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(routine, "SETTLE_INTERVAL_S", 0.0)
+
+
+class Rig:
+    """What the arm and the camera below share: where the joints really are."""
+
+    def __init__(self, fk, seed=0, blind=(), restless=()):
+        self.fk, self.rng = fk, np.random.default_rng(seed)
+        self.blind, self.restless, self.moves = blind, restless, 0
+        self.q = np.zeros(6)
+
+    def move(self, q_rad):
+        self.moves += 1
+        self.q = q_rad + self.rng.uniform(-0.017, 0.017, 6)  # servos droop; only the encoders know
+
+
+class RigArm:
+    """Encoders of 4096 counts a turn."""
+
+    joint_names = JOINTS
+    torque_on = True
+
+    def __init__(self, rig):
+        self.rig = rig
+
+    def read(self):
+        if self.rig.moves - 1 in self.rig.restless:
+            self.rig.q = self.rig.q + 0.02
+        return JointState(np.round(self.rig.q / COUNT_RAD) * COUNT_RAD)
+
+
+class RigCamera:
+    """Sees the board that the gripper really holds, from where the camera really is."""
+
+    serial = "rig"
+    intrinsics = VGA
+
+    def __init__(self, rig):
+        self.rig = rig
+
+    def read(self):
+        T = np.linalg.inv(T_BASE_CAMERA) @ self.rig.fk(self.rig.q) @ T_GRIPPER_BOARD
+        rgb = render(BOARD, T, self.rig.rng, oversample=2)
+        if self.rig.moves - 1 in self.rig.blind:
+            rgb[:] = 90
+        return Frame(rgb, None, 0.0, VGA, "rig")
+
+
+def run(rig, poses, fk, **options):
+    return calibrate_hand_eye(RigArm(rig), RigCamera(rig), poses, fk, BOARD, arm_name="so101", move=rig.move, **options)
+
+
+def distance(A, B):
+    turn = np.linalg.norm(cv2.Rodrigues(A[:3, :3].T @ B[:3, :3])[0])
+    return 1e3 * float(np.linalg.norm(A[:3, 3] - B[:3, 3])), float(np.degrees(turn))
+
+
+def test_kinematics_follow_the_joint_table(fk):
+    """Against the joint frames of the robot's description, multiplied out."""
+    table = [
+        ((0.0388353, 0, 0.0624), (np.pi, 0, -np.pi)),
+        ((-0.0303992, -0.0182778, -0.0542), (-np.pi / 2, -np.pi / 2, 0)),
+        ((-0.11257, -0.028, 0), (0, 0, np.pi / 2)),
+        ((-0.1349, 0.0052, 0), (0, 0, -np.pi / 2)),
+        ((0, -0.0611, 0.0181), (np.pi / 2, 0.0486795, np.pi)),
+    ]
+    rng = np.random.default_rng(0)
+    for q in rng.uniform(-1.6, 1.6, (20, 6)):
+        T = np.eye(4)
+        for (xyz, (roll, pitch, yaw)), angle in zip(table, q, strict=False):
+            R = [transform(v, (0, 0, 0)) for v in ((0, 0, yaw), (0, pitch, 0), (roll, 0, 0), (0, 0, angle))]
+            T = T @ transform((0, 0, 0), xyz) @ R[0] @ R[1] @ R[2] @ R[3]
+        np.testing.assert_allclose(fk(q), T, atol=1e-6)
+
+
+def test_unknown_joint_or_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no joint named 'knee'"):
+        GripperKinematics(MODEL, ["knee"])
+    with pytest.raises(UserError, match="not a readable MJCF model"):
+        GripperKinematics(tmp_path / "none.xml", JOINTS)
+
+
+def test_chosen_poses_meet_their_conditions(poses, fk):
+    assert poses.shape == (12, 6)
+    assert (poses[:, -1] == 0.05).all()
+    assert (poses > fk.limits_rad[:, 0]).all() and (poses < fk.limits_rad[:, 1]).all()
+    for q in poses:
+        T_base_board = fk(q) @ T_gripper_board_nominal(BOARD)
+        plate = BOARD.plate_corners_m @ T_base_board[:3, :3].T + T_base_board[:3, 3]
+        assert plate[:, 2].min() > 0.02
+        px = project(plate, np.linalg.inv(T_GUESS), VGA)
+        assert px.min() > 20 and (px < [620, 460]).all()
+        to_camera = T_GUESS[:3, 3] - plate.mean(axis=0)
+        assert -T_base_board[:3, 2] @ to_camera / np.linalg.norm(to_camera) > np.cos(np.radians(50))
+    spread = np.degrees(rotation_spread_rad([fk(q) for q in poses]))
+    assert spread[1] > 12 and spread[2] > 8
+    assert len(np.unique(poses.round(3), axis=0)) == 12
+
+
+def test_choice_is_repeatable_and_follows_the_seed(monkeypatch):
+    monkeypatch.setattr("calib.poses._CANDIDATES", 15)
+    first, again, other = (choose_poses(MODEL, JOINTS, BOARD, VGA, T_GUESS, START, count=4, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_camera_that_cannot_see_the_arm_is_refused(monkeypatch):
+    monkeypatch.setattr("calib.poses._MAX_SAMPLES", 2_000)
+    away = look_at((0.52, 0.0, 0.42), (1.5, 0.0, 0.4))
+    with pytest.raises(UserError, match="found 0 arm poses"):
+        choose_poses(MODEL, JOINTS, BOARD, VGA, away, START)
+
+
+def test_start_with_the_board_in_the_table_is_refused():
+    with pytest.raises(UserError, match="start pose"):
+        choose_poses(MODEL, JOINTS, BOARD, VGA, T_GUESS, np.array([0.0, 0.9, 0.3, 0.6, 0.0, 0.05]))
+
+
+def test_routine_finds_the_camera(poses, fk):
+    said = []
+    result = run(Rig(fk), poses, fk, progress=lambda done, total, text: said.append((done, total, text)))
+    error_mm, error_deg = distance(result.T_base_camera, T_BASE_CAMERA)
+    assert error_mm < 2.0 and error_deg < 0.3
+    # what counts is where a point of the workspace ends up
+    points = np.array([[0.15, -0.1, 0.0], [0.25, 0.1, 0.0], [0.2, 0.0, 0.1]])
+    seen = (points - T_BASE_CAMERA[:3, 3]) @ T_BASE_CAMERA[:3, :3]
+    lifted = seen @ result.T_base_camera[:3, :3].T + result.T_base_camera[:3, 3]
+    assert 1e3 * np.linalg.norm(lifted - points, axis=1).max() < 1.5
+    assert distance(result.T_gripper_board, T_GRIPPER_BOARD)[0] < 2.0
+    assert result.leave_one_out_mm < 3.0 and result.reprojection_px < 1.5
+    assert len(result.views) >= 10 and result.camera_serial == "rig" and result.arm_name == "so101"
+    assert [s[:2] for s in said] == [(i, 12) for i in range(1, 13)] and "corners" in said[0][2]
+
+    again = solve_again(result, fk)
+    np.testing.assert_allclose(again.T_base_camera, result.T_base_camera, atol=1e-9)
+
+
+def test_views_without_board_or_rest_are_skipped_and_said(poses, fk, monkeypatch):
+    monkeypatch.setattr(routine, "SETTLE_TIMEOUT_S", 0.01)
+    said = []
+    result = run(Rig(fk, blind=(0, 5), restless=(3,)), poses, fk, progress=lambda *a: said.append(a[2]))
+    assert said[0] == said[5] == "skipped: the board is not seen"
+    assert said[3] == "skipped: the arm did not come to rest"
+    assert len(result.views) == 9
+    assert distance(result.T_base_camera, T_BASE_CAMERA)[0] < 3.0
+
+
+def test_too_few_good_views_are_refused(poses, fk):
+    with pytest.raises(UserError, match="seen in 7 of 12 arm poses, 8 are needed"):
+        run(Rig(fk, blind=range(5)), poses, fk)
+
+
+def test_misprinted_board_or_wrong_zero_is_refused(poses, fk):
+    def wrong_fk(q_rad):
+        return fk(q_rad + np.array([0.0, 0.0, 0.6, -0.4, 0.0, 0.0]) * (q_rad > 0.5))
+
+    with pytest.raises(UserError, match="mm at the board .* zero offsets"):
+        run(Rig(fk), poses, wrong_fk)

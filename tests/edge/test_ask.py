@@ -1,0 +1,96 @@
+"""``vlar1 ask``: one decision on an image file, or one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edge import cli
+from edge.contract import Affordance, Trajectory, parse_answer, parse_output
+from edge.overlay import draw_decision
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "Bild ü.png"
+    content = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    path.write_bytes(cv2.imencode(".png", content)[1].tobytes())
+    return path
+
+
+@pytest.mark.parametrize(("task", "kind"), [("affordance", Affordance), ("trajectory", Trajectory)])
+def test_json_holds_the_decision(
+    tiny_bundle: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, kind: type
+) -> None:
+    overlay = tmp_path / "overlay.png"
+    argv = ["ask", "--bundle", str(tiny_bundle), "--image", str(image), "--task", task, "--json"]
+    assert cli.main([*argv, "--overlay", str(overlay), "pick up the red cube"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    output = parse_output(said["output"])
+    assert isinstance(output, kind) and parse_answer(said["text"], task).output == output
+    assert list(said["stages_ms"]) == ["preprocess", "vision", "prefill", "decode", "parse"]
+    assert said["tokens"]["answer"] > said["tokens"]["forced"] > 0
+    assert cv2.imread(str(overlay)).shape == (480, 960, 3)
+
+
+def test_the_terminal_sees_the_reasoning_then_the_answer(
+    tiny_bundle: Path, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["ask", "--bundle", str(tiny_bundle), "--image", str(image), "--task", "trajectory", "[red]pick[/red]"]
+    assert cli.main(argv) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("<think>")
+    assert "</output>\ntrajectory [[" in said and "prefill" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"--image": "{tmp}/none.png"}, "no such file"),
+        ({"--image": "{tmp}/text.png"}, "not an image"),
+        ({"--image": "{tmp}/empty.png"}, "not an image"),
+        ({"--image": "{tmp}"}, "no such file"),
+        ({"--bundle": "{tmp}/none"}, "no such folder"),
+        ({"--bundle": "{tmp}"}, "manifest.json: is missing"),
+        ({"--overlay": "{tmp}/none/overlay.png"}, "cannot be written"),
+        ({"--overlay": "{tmp}/overlay"}, "cannot be written"),
+        ({"instruction": " "}, "instruction: is empty"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    tiny_bundle: Path,
+    image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str],
+    says: str,
+) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.png").touch()
+    options = {"--bundle": str(tiny_bundle), "--image": str(image), "--task": "affordance", "instruction": "pick it"}
+    options |= {name: value.format(tmp=tmp_path) for name, value in changes.items()}
+    instruction = options.pop("instruction")
+    argv = ["ask", "--json", *(part for option in options.items() for part in option), instruction]
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (1080, 1920), (33, 20)])
+def test_a_picture_has_room_for_any_decision(shape: tuple[int, int]) -> None:
+    rgb = np.full((*shape, 3), 128, np.uint8)
+    width = round(shape[1] * 480 / shape[0])
+    whole = draw_decision(
+        rgb, Affordance(1.0, 1.0, 0.0001, 1.0), Trajectory(((1.0, 0.0), (0.0, 1.0))), "ä" * 500, "wörd 中 " * 900
+    )
+    assert whole.shape == (480, width + 320, 3) and whole.dtype == np.uint8
+    bare = draw_decision(rgb, None, None, "", "")
+    assert (bare[:, :width] == 128).all()
+    one = draw_decision(rgb, None, Trajectory(((0.5, 0.5),)), "go", "")
+    assert (one[:, :width] != 128).any()
+    assert (rgb == 128).all()

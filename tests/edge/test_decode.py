@@ -1,0 +1,188 @@
+"""Whatever the model prefers, the answer closes in time and parses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from drivers.errors import UserError
+from edge import contract
+from edge.contract import Affordance, Trajectory, parse_answer
+from edge.decode import AnswerWriter, Sampling, decide
+from edge.engine.bundle import Bundle, load_bundle
+from edge.engine.onnx import OnnxEngine
+from edge.preprocess import preprocess
+from edge.trace import Tracer
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return load_bundle(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Bundle) -> OnnxEngine:
+    return OnnxEngine(bundle, 1)
+
+
+@pytest.fixture(scope="module")
+def frame() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+class Scripted:
+    """An engine that wants to write a given text and then goes on with it for ever."""
+
+    def __init__(self, bundle: Bundle, text: str) -> None:
+        self.bundle, self._wanted = bundle, bundle.tokenizer.encode(text).ids
+        self._prompt: list[int] = []
+        self._written: list[int] = []
+
+    def encode_image(self, patches: np.ndarray) -> np.ndarray:
+        assert patches.shape == (192, 1176)
+        return np.zeros((self.bundle.n_image_tokens, self.bundle.hidden), np.float32)
+
+    def prefill(self, ids: Sequence[int], image_embeds: np.ndarray) -> np.ndarray:
+        end = max(i for i, token in enumerate(ids) if token == self.bundle.tokenizer.token_to_id("<|im_start|>"))
+        opening = len(self.bundle.tokenizer.encode("<|im_start|>assistant\n").ids)
+        self._written = list(ids[end + opening :])
+        return self._logits()
+
+    def extend(self, tokens: Sequence[int]) -> np.ndarray:
+        self._written += tokens
+        return self._logits()
+
+    def step(self, token: int) -> np.ndarray:
+        return self.extend([token])
+
+    def _logits(self) -> np.ndarray:
+        logits = np.zeros(self.bundle.vocab, np.float32)
+        n = len(self._written)
+        logits[self._wanted[n] if n < len(self._wanted) else self._wanted[-1]] = 9.0
+        return logits
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    task=st.sampled_from(contract.TASKS),
+    seed=st.integers(0, 2**32 - 1),
+    max_think_tokens=st.integers(0, 120),
+    spare=st.integers(0, 300),
+    likes=st.sampled_from(["anything", "digits", "brackets", "high bytes"]),
+)
+def test_any_choice_under_the_mask_ends_in_an_answer(
+    bundle: Bundle, task: contract.Task, seed: int, max_think_tokens: int, spare: int, likes: str
+) -> None:
+    generator = np.random.default_rng(seed)
+    texts = [bundle.tokenizer.decode([token]) for token in range(bundle.tokenizer.get_vocab_size())]
+    liked = {
+        "anything": lambda text: True,
+        "digits": lambda text: any(c in "0123456789." for c in text),
+        "brackets": lambda text: any(c in "[],<>/" for c in text),
+        "high bytes": lambda text: "�" in text,
+    }[likes]
+    bonus = np.zeros(bundle.vocab, np.float32)
+    bonus[: len(texts)] = [6.0 * liked(text) for text in texts]
+    least = len("<think>") + contract.longest_output(task) + 3
+    pieces: list[str] = []
+    writer = AnswerWriter(bundle, task, max_think_tokens, least + spare, pieces.append)
+    writer.forced()
+    while not writer.done:
+        logits = generator.normal(0, 3, bundle.vocab).astype(np.float32) + bonus
+        writer.take(int(writer.allowed(logits).argmax()))
+        writer.forced()
+    assert len(writer.tokens) <= least + spare
+    assert "".join(pieces) == writer.text
+    assert bundle.tokenizer.decode(writer.tokens, skip_special_tokens=False) == writer.text
+    answer = parse_answer(writer.text, task)
+    if isinstance(answer.output, Trajectory):
+        assert contract.MIN_POINTS <= len(answer.output.points) <= contract.MAX_POINTS
+
+
+@pytest.mark.parametrize("task", contract.TASKS)
+def test_a_grammar_accepts_every_answer_in_the_training_format(bundle: Bundle, task: contract.Task) -> None:
+    outputs = {
+        "affordance": [Affordance(0.0, 1.0, 0.01, 1.0), Affordance(0.5, 0.25, 0.99, 0.1)],
+        "trajectory": [Trajectory(((0.0, 1.0),) * n) for n in (2, 16)],
+    }
+    for output in outputs[task]:
+        text = contract.format_answer(contract.Answer("A cup, 3 > 2 < 5; é 中 \n </ think>.", output))
+        writer = AnswerWriter(bundle, task, 200, 800)
+        for token in bundle.tokenizer.encode(text).ids:
+            if len(writer.tokens) and writer.done:
+                break
+            assert np.isfinite(writer.allowed(np.zeros(bundle.vocab, np.float32))[token])
+            writer.take(token)
+        assert writer.done and writer.text == text
+
+
+@pytest.mark.parametrize("task", contract.TASKS)
+def test_what_the_model_wants_is_what_comes(bundle: Bundle, frame: np.ndarray, task: contract.Task) -> None:
+    path = Trajectory(((0.1, 0.2), (0.3, 0.4), (0.5, 0.6)))
+    output = Affordance(0.41, 0.52, 0.1, 0.13) if task == "affordance" else path
+    text = contract.format_answer(contract.Answer("I see the red cube.", output))
+    heard: list[str] = []
+    tracer = Tracer()
+    decision = decide(Scripted(bundle, text), frame, task, "pick it", on_text=heard.append, tracer=tracer)
+    assert decision.text == text == "".join(heard)
+    assert decision.answer == contract.Answer("I see the red cube.", output)
+    assert decision.n_forced_tokens > 0 and not decision.thinking_cut
+    assert list(tracer.summary()) == ["preprocess", "vision", "prefill", "decode", "parse"]
+
+
+@pytest.mark.parametrize("rambling", ["on and on ", "中文", "</thin", "<"])
+def test_the_thinking_budget_ends_the_reasoning(bundle: Bundle, frame: np.ndarray, rambling: str) -> None:
+    decision = decide(Scripted(bundle, "<think>" + rambling * 400), frame, "affordance", "pick it", max_think_tokens=20)
+    assert decision.thinking_cut
+    assert decision.text.count("</think>") == 1
+    assert len(bundle.tokenizer.encode(decision.text.partition("</think>")[0]).ids) <= 20 + 3
+
+
+def test_a_text_longer_than_the_model_takes_and_too_few_tokens_are_refused(bundle: Bundle, frame: np.ndarray) -> None:
+    with pytest.raises(UserError, match="instruction: its prompt has"):
+        decide(Scripted(bundle, ""), frame, "affordance", "pick " * 2000)
+    with pytest.raises(UserError, match="max_tokens: is 20"):
+        decide(Scripted(bundle, ""), frame, "affordance", "pick", max_tokens=20)
+
+
+def test_forced_tokens_in_one_pass_change_nothing(engine: OnnxEngine, bundle: Bundle, frame: np.ndarray) -> None:
+    """The greedy answer under the grammar, recomputed one token a pass, is the same text."""
+    decision = decide(engine, frame, "trajectory", "pick up the red cube", max_think_tokens=30, max_tokens=200)
+    writer = AnswerWriter(bundle, "trajectory", 30, 200)
+    prompt = contract.render_chat(contract.prompt_text("trajectory", "pick up the red cube"), bundle.n_image_tokens)
+    logits = engine.prefill(
+        bundle.tokenizer.encode(prompt).ids, engine.encode_image(preprocess(frame, bundle.width_px, bundle.height_px))
+    )
+    while True:
+        for token in writer.forced():
+            logits = engine.step(token)
+        if writer.done:
+            break
+        token = int(writer.allowed(logits).argmax())
+        writer.take(token)
+        logits = engine.step(token)
+    assert writer.text == decision.text
+
+
+def test_sampling_repeats_with_its_seed_and_varies_without(engine: OnnxEngine, frame: np.ndarray) -> None:
+    def text(seed: int) -> str:
+        sampling = Sampling(temperature=1.5, top_p=0.95, seed=seed)
+        budget = {"max_think_tokens": 20, "max_tokens": 160}
+        return decide(engine, frame, "affordance", "pick it", sampling=sampling, **budget).text
+
+    assert text(1) == text(1)
+    assert len({text(seed) for seed in range(4)}) > 1
+
+
+def test_sampling_at_a_vanishing_temperature_is_greedy(engine: OnnxEngine, frame: np.ndarray) -> None:
+    kwargs = {"max_think_tokens": 20, "max_tokens": 160}
+    greedy = decide(engine, frame, "affordance", "pick it", **kwargs)
+    cold = decide(
+        engine, frame, "affordance", "pick it", sampling=Sampling(1e-6, 1.0, repetition_penalty=1.0), **kwargs
+    )
+    assert cold.text == greedy.text

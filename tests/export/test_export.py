@@ -1,0 +1,136 @@
+"""A bundle says what its checkpoint says, or it does not come to be."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from drivers.errors import UserError
+from edge.engine.bundle import LANGUAGE, MANIFEST, VISION, load_bundle
+from edge.engine.onnx import OnnxEngine
+from export import build, command, verify
+from export.modules import ImageGrid, VisionGraph, windows
+
+
+def _run(*argv: str) -> int:
+    parser = argparse.ArgumentParser()
+    command.register(parser.add_subparsers())
+    args = parser.parse_args(["export", *argv])
+    code: int = args.func(args)
+    return code
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "MAX_NEW_TOKENS", 40)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path):
+    return build.load_checkpoint(tiny_checkpoint)
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 8), (4, 4), (1, 1), (5, 9), (3, 13)])
+def test_windows_are_those_of_transformers(model, height: int, width: int) -> None:
+    grid = ImageGrid(28 * width, 28 * height, 14, 2)
+    order, lengths = model.model.visual.get_window_index(torch.tensor([[1, 2 * height, 2 * width]]))
+    ours = windows(grid, 112)
+    assert ours.token_order.tolist() == order.tolist()
+    # Transformers lists empty windows too.
+    assert (~ours.padding).sum(1).cumsum(0).tolist() == sorted(set(lengths) - {0})
+
+
+@pytest.mark.parametrize("size_px", [(224, 168), (28, 28), (252, 140), (112, 112)])
+def test_vision_module_gives_the_embeddings_of_transformers(model, size_px: tuple[int, int]) -> None:
+    grid = ImageGrid(*size_px, 14, 2)
+    patches = torch.randn(grid.n_patches, 1176, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model.model.visual(patches, grid_thw=torch.tensor([[1, grid.patches_h, grid.patches_w]]))
+        got = VisionGraph(model.model.visual, grid)(patches)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_fp32_bundle_writes_what_transformers_writes(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    manifest = json.loads((tiny_bundle / MANIFEST).read_text())
+    verification = manifest["verification"]
+    assert verification["first_difference"] == [None] * 3
+    assert verification["logits_max_abs_diff"] < 1e-3
+    assert manifest["source"]["sha256"] == build.checkpoint_sha256(tiny_checkpoint)
+    assert manifest["versions"]["onnxruntime"]
+
+
+def test_a_tied_table_is_stored_once(tiny_bundle: Path, model) -> None:
+    rows = model.config.text_config.vocab_size
+    graph = onnx.load(tiny_bundle / LANGUAGE).graph
+    assert sum(rows in tensor.dims for tensor in graph.initializer) == 1
+
+
+def test_int8_holds_no_float_matrix(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, image in enumerate(build.made_up_images()[:2]):
+        cv2.imwrite(str(images / f"{i}.png"), image)
+    out = tmp_path / "int8"
+    assert _run(str(tiny_checkpoint), "--out", str(out), "--quant", "int8", "--images", str(images)) == 0
+    bundle = load_bundle(out)
+    assert bundle.quantization == "int8" and bundle.manifest["verification"]["cases"] == 2
+    for name in (VISION, LANGUAGE):
+        graph = onnx.load(out / name).graph
+        weights = [t for t in graph.initializer if len(t.dims) == 2 and t.data_type == onnx.TensorProto.FLOAT]
+        # What is left in float are constants of the image size, not weights.
+        assert all(np.prod(t.dims) < 1000 for t in weights), [t.name for t in weights]
+    engine = OnnxEngine(bundle, 1)
+    embeds = engine.encode_image(np.zeros((192, 1176), np.float32))
+    assert np.isfinite(embeds).all()
+    assert {p.name for p in tmp_path.iterdir()} == {"images", "int8"}
+
+
+def test_a_bundle_that_disagrees_is_refused_and_the_old_one_stays(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / MANIFEST).write_text("the old one")
+    honest = verify.reference_cases
+
+    def wrong(*args):
+        cases = honest(*args)
+        cases[0].logits[0, 0] += 1.0
+        return cases
+
+    monkeypatch.setattr(verify, "reference_cases", wrong)
+    monkeypatch.setattr(build, "N_CASES", 1)
+    with pytest.raises(UserError, match="does not agree with Transformers"):
+        _run(str(tiny_checkpoint), "--out", str(out))
+    assert (out / MANIFEST).read_text() == "the old one"
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("{checkpoint}", "--out", "{tmp}/b", "--image-size", "225x168"), "multiples of 28"),
+        (("{checkpoint}", "--out", "{tmp}/b", "--image-size", "big"), "WIDTHxHEIGHT"),
+        (("{checkpoint}", "--out", "{tmp}/full"), "not a bundle"),
+        (("{checkpoint}", "--out", "{tmp}/b", "--images", "{tmp}/full"), "not a readable image"),
+        (("{checkpoint}", "--out", "{tmp}/b", "--images", "{tmp}/none"), "holds no"),
+        (("{tmp}/none", "--out", "{tmp}/b"), "no such folder"),
+        (("{tmp}/full", "--out", "{tmp}/b"), "lacks config.json"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(
+    tiny_checkpoint: Path, tmp_path: Path, argv: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "broken.png").write_text("no image")
+    with pytest.raises(UserError, match=says) as raised:
+        _run(*(part.format(checkpoint=tiny_checkpoint, tmp=tmp_path) for part in argv))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "b").exists()

@@ -1,0 +1,60 @@
+"""Training items as token sequences: Qwen's chat, the image's placeholders, M-RoPE positions, labels on the answer only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from edge.contract import IM_END, IMAGE_PAD, format_answer, prompt_text, render_chat
+from training.answers import Item
+from training.images import CELLS, N_TOKENS
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``ids``, ``labels`` (b, s) long, padded on the right; ``positions`` (3, b, s): time, height, width;
+    ``image`` (b, s) bool: where image tokens stand."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    positions: torch.Tensor
+    image: torch.Tensor
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, item: Item) -> tuple[list[int], int]:
+    """Token ids of a whole conversation and how many of them are the prompt."""
+    prompt = tokenizer.encode(render_chat(prompt_text(item.task, item.instruction), N_TOKENS))
+    answer = tokenizer.encode(format_answer(item.answer) + IM_END)
+    return prompt + answer, len(prompt)
+
+
+def positions_of(ids: list[int], image_id: int) -> np.ndarray:
+    """(3, s) M-RoPE positions of a sequence with one image: text counts up in all three rows; image tokens share one
+    time and carry their row and column; text goes on after the largest of them (Qwen2-VL, section 2.1)."""
+    start = ids.index(image_id)
+    rows, cols = np.divmod(np.arange(N_TOKENS), CELLS[1])
+    before = np.tile(np.arange(start), (3, 1))
+    image = start + np.stack([np.zeros(N_TOKENS, int), rows, cols])
+    after = start + max(CELLS) + np.tile(np.arange(len(ids) - start - N_TOKENS), (3, 1))
+    return np.concatenate([before, image, after], 1)
+
+
+def collate(tokenizer: PreTrainedTokenizerFast, items: list[Item]) -> Batch:
+    """A batch of conversations. Padding stands on the right, where a causal model never looks from the left."""
+    image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_PAD))
+    encoded = [encode(tokenizer, item) for item in items]
+    longest = max(len(ids) for ids, _ in encoded)
+    ids = np.full((len(items), longest), tokenizer.pad_token_id)
+    labels = np.full((len(items), longest), IGNORE)
+    positions = np.zeros((3, len(items), longest), int)
+    for k, (seq, n_prompt) in enumerate(encoded):
+        ids[k, : len(seq)] = seq
+        labels[k, n_prompt : len(seq)] = seq[n_prompt:]
+        positions[:, k, : len(seq)] = positions_of(seq, image_id)
+    t = torch.from_numpy(ids)
+    return Batch(t, torch.from_numpy(labels), torch.from_numpy(positions), t == image_id)

@@ -1,0 +1,201 @@
+"""Supervised fine-tuning of the small model on chain-of-thought answers, with dense labels along the way."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+
+from training.answers import draw_item
+from training.images import COLOUR_NAMES, N_TOKENS, SHAPE_NAMES, Dataset, DenseLabels, dense_labels, to_patches
+from training.sequences import IGNORE, Batch, collate
+from training.tokenizer import NUMBERS
+from training.vision import DenseHead, Log, dense_loss, learning_rate
+
+BOX_LAYER = 2  # the language model's image tokens know their absolute boxes after this layer; the rest is for reading
+NUMBER_SIGMA = 0.8  # in hundredths: a number next to the right one is nearly right
+
+
+def smooth_number_embeddings(model: Qwen2_5_VLForConditionalGeneration, number_ids: list[int]) -> None:
+    """Start with neighbouring numbers alike: low-frequency cosines instead of independent noise."""
+    x = torch.arange(len(number_ids)).float()[:, None] / (len(number_ids) - 1)
+    waves = torch.cos(torch.pi * x * torch.arange(24)[None])
+    weight = model.get_input_embeddings().weight
+    mix = torch.randn(waves.shape[1], weight.shape[1]) * (0.02 / np.sqrt(waves.shape[1] / 2))
+    with torch.no_grad():
+        weight[number_ids] = waves @ mix
+
+
+class TokenReader(nn.Module):
+    """Reads, from an image token inside the language model, the very tokens an answer needs: the item's colour, shape and
+    four numbers, each as scores against the model's own token embeddings. Used in training only."""
+
+    def __init__(self, dim: int, tokenizer: PreTrainedTokenizerFast):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.slots = nn.Linear(dim, 6 * dim, bias=False)
+
+        def first(words: tuple[str, ...]) -> list[int]:
+            return [tokenizer.encode(f" {w}")[0] for w in words]
+
+        self.colours, self.shapes = first(COLOUR_NAMES), first(SHAPE_NAMES)
+        self.numbers = [tokenizer.encode(n)[0] for n in NUMBERS]
+
+    def loss(self, hidden: torch.Tensor, labels: DenseLabels, embeddings: torch.Tensor) -> torch.Tensor:
+        """Loss over a batch of image tokens (b, 48, dim); ``embeddings`` (vocab, dim)."""
+        slots = self.slots(self.norm(hidden[labels.covered])).unflatten(-1, (6, -1))
+        colour = slots[:, 0] @ embeddings[self.colours].T
+        shape = slots[:, 1] @ embeddings[self.shapes].T
+        numbers = slots[:, 2:] @ embeddings[self.numbers].T
+        target = soft_numbers(labels.box[labels.covered] * 100.0)
+        return (
+            F.cross_entropy(colour, labels.colour[labels.covered])
+            + F.cross_entropy(shape, labels.shape[labels.covered])
+            - (target * numbers.log_softmax(-1)).sum(-1).sum(-1).mean()
+        )
+
+
+def soft_numbers(hundredths: torch.Tensor) -> torch.Tensor:
+    """(…,) values in hundredths -> (…, 101) a narrow Gaussian over the number tokens around each."""
+    bins = torch.arange(len(NUMBERS), dtype=torch.float32)
+    return (-0.5 * ((bins - hundredths[..., None]) / NUMBER_SIGMA) ** 2).softmax(-1)
+
+
+def answer_loss(
+    logits: torch.Tensor, labels: torch.Tensor, number_ids: list[int]
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross-entropy of answer tokens (n, vocab), (n,); number tokens against a narrow Gaussian over their neighbours."""
+    value = torch.full((logits.shape[1],), -1.0)
+    value[number_ids] = torch.arange(len(number_ids), dtype=torch.float32)
+    wanted = value[labels]
+    is_number = wanted >= 0
+    log_p = logits.log_softmax(-1)
+    words = F.nll_loss(log_p[~is_number], labels[~is_number], reduction="sum")
+    numbers = -(soft_numbers(wanted[is_number]) * log_p[is_number][:, number_ids]).sum()
+    with torch.no_grad():
+        got = value[logits.argmax(-1)]
+        off = (got[is_number] - wanted[is_number]).abs()
+        figures = {
+            "word": (logits[~is_number].argmax(-1) == labels[~is_number]).float().mean().item(),
+            "num1": ((off <= 1) & (got[is_number] >= 0)).float().mean().item(),
+            "num3": ((off <= 3) & (got[is_number] >= 0)).float().mean().item(),
+        }
+    return (words + numbers) / len(labels), figures
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    steps: int
+    batch: int = 64
+    lr: float = 1.5e-3
+    train_vision: bool = False
+    seed: int = 0
+    save_every: int = 100
+
+
+@torch.no_grad()
+def image_features(tower: nn.Module, data: Dataset, log: Log, batch: int = 128) -> torch.Tensor:
+    """(n, 48, dim) bfloat16: what a frozen tower says of every image, computed once."""
+    out = []
+    for k in range(0, len(data), batch):
+        pixels, grid = to_patches(data.rgb[k : k + batch])
+        with torch.autocast("cpu", torch.bfloat16):
+            out.append(tower(pixels, grid).reshape(len(grid), N_TOKENS, -1).bfloat16())
+        log(k + len(grid), {})
+    return torch.cat(out)
+
+
+def train_sft(
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    data: Dataset,
+    out: Path,
+    settings: SftSettings,
+    log: Log,
+    head: DenseHead | None = None,
+    features: torch.Tensor | None = None,
+) -> None:
+    """Train ``model`` in place; resumes from ``out`` (a .pt file) where that exists.
+
+    Args:
+        features: of `image_features` while the tower is frozen; None trains the tower too, with ``head``'s dense loss.
+    """
+    torch.manual_seed(settings.seed)
+    language, tower = model.model.language_model, model.model.visual
+    reader = TokenReader(model.config.text_config.hidden_size, tokenizer)
+    params = [*language.parameters(), *reader.parameters()]
+    if settings.train_vision:
+        assert head is not None
+        params += [*tower.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(params, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.03)
+    start = 0
+    if out.exists():
+        state = torch.load(out, weights_only=True)
+        model.load_state_dict(state["model"])
+        reader.load_state_dict(state["reader"])
+        if "optimizer" in state:
+            optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    began = time.monotonic()
+    for step in range(start, settings.steps):
+        rng = np.random.default_rng([settings.seed, step])
+        pick = rng.integers(0, len(data), settings.batch)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings.steps, settings.lr)
+        seen = [data.seen[i] for i in pick]
+        batch = collate(tokenizer, [draw_item(rng, s) for s in seen])
+        labels = dense_labels(data.tokens[pick], seen)
+        extra = torch.zeros(())
+        figures: dict[str, float] = {}
+        if settings.train_vision:
+            assert head is not None
+            pixels, grid = to_patches(data.rgb[pick])
+            with torch.autocast("cpu", torch.bfloat16):
+                image = tower(pixels, grid).float().reshape(settings.batch, N_TOKENS, -1)
+            extra, dense = dense_loss(head, image, labels)
+            figures["box_px"] = dense["box_px"]
+        else:
+            assert features is not None
+            image = features[pick].float()
+        loss, more = language_loss(model, reader, batch, image, labels)
+        optimizer.zero_grad()
+        (loss + 0.5 * extra).backward()
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        if (step + 1) % 10 == 0:
+            figures |= more | {"s_per_step": (time.monotonic() - began) / (step + 1 - start)}
+            log(step + 1, figures)
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+            partial = out.with_suffix(".partial")
+            state = {"model": model.state_dict(), "reader": reader.state_dict(), "step": step + 1}
+            torch.save(state | {"optimizer": optimizer.state_dict()}, partial)
+            partial.rename(out)
+
+
+def language_loss(
+    model: Qwen2_5_VLForConditionalGeneration,
+    reader: TokenReader,
+    batch: Batch,
+    image: torch.Tensor,
+    labels: DenseLabels,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Answer loss plus the reader's, for image embeddings (b, 48, dim)."""
+    embeddings = model.get_input_embeddings().weight
+    embeds = F.embedding(batch.ids, embeddings).masked_scatter(batch.image[..., None], image)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.model.language_model(
+            inputs_embeds=embeds, position_ids=batch.positions, use_cache=False, output_hidden_states=True
+        )
+        target = batch.labels[:, 1:]
+        on = target != IGNORE
+        logits = model.lm_head(out.last_hidden_state[:, :-1][on])
+    answer, figures = answer_loss(logits.float(), target[on], reader.numbers)
+    hidden = out.hidden_states[BOX_LAYER].float()[batch.image].reshape(len(batch.ids), N_TOKENS, -1)
+    read = reader.loss(hidden, labels, embeddings)
+    return answer + 0.1 * read, figures | {"answer": answer.item(), "read": read.item()}

@@ -1,0 +1,140 @@
+"""First stage for a model from scratch: the vision tower learns from the dense labels a ray caster gives for free.
+
+For every image token: is an item there, its colour and shape, and its box relative to the token. Relative, because
+Qwen2.5-VL's tower has only rotary positions: where a token lies is added later, by the language model's M-RoPE.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from training.images import (
+    CELLS,
+    COLOUR_NAMES,
+    N_TOKENS,
+    SHAPE_NAMES,
+    Dataset,
+    DenseLabels,
+    cell_centres,
+    dense_labels,
+    to_patches,
+)
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+class DenseHead(nn.Module):
+    """Reads an image token's embedding (…, dim): covered or not, colour, shape, box relative to the token in token sizes."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.out = nn.Linear(dim, 1 + len(COLOUR_NAMES) + len(SHAPE_NAMES) + 4)
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out = self.out(self.norm(tokens))
+        return out.split([1, len(COLOUR_NAMES), len(SHAPE_NAMES), 4], -1)
+
+
+def relative_boxes(box: torch.Tensor) -> torch.Tensor:
+    """Normalized boxes (b, 48, 4) relative to their token: offset of the centre and size, in token sizes."""
+    scale = torch.tensor([CELLS[1], CELLS[0]], dtype=torch.float32)
+    return torch.cat([(box[..., :2] - cell_centres()) * scale, box[..., 2:] * scale], -1)
+
+
+def dense_loss(head: DenseHead, tokens: torch.Tensor, labels: DenseLabels) -> tuple[torch.Tensor, dict[str, float]]:
+    """The head's loss over a batch (b, 48, dim) and its figures."""
+    covered, colour, shape, box = head(tokens)
+    on = labels.covered
+    wanted = relative_boxes(labels.box)[on]
+    l1 = (box[on] - wanted).abs()
+    losses = {
+        "covered": F.binary_cross_entropy_with_logits(covered.squeeze(-1), on.float()),
+        "colour": F.cross_entropy(colour[on], labels.colour[on]),
+        "shape": F.cross_entropy(shape[on], labels.shape[on]),
+        "box": F.smooth_l1_loss(box[on], wanted, beta=0.1) * 4.0,
+    }
+    with torch.no_grad():
+        figures = {
+            "covered": ((covered.squeeze(-1) > 0) == on).float().mean().item(),
+            "colour": (colour[on].argmax(-1) == labels.colour[on]).float().mean().item(),
+            "shape": (shape[on].argmax(-1) == labels.shape[on]).float().mean().item(),
+            "box_px": l1.mean().item() * 28,
+        }
+    total = torch.stack(list(losses.values())).sum()
+    return total, figures | {"loss": total.item()}
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine to a tenth of ``peak``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+
+
+def pretrain_vision(
+    tower: nn.Module,
+    data: Dataset,
+    out: Path,
+    *,
+    steps: int,
+    log: Log,
+    batch: int = 64,
+    lr: float = 1.5e-3,
+    seed: int = 0,
+    save_every: int = 100,
+) -> DenseHead:
+    """Train ``tower`` in place; resumes from ``out`` (a .pt file) where that exists.
+
+    Args:
+        log: called every ten steps with the step and its figures.
+    """
+    torch.manual_seed(seed)
+    head = DenseHead(tower.config.out_hidden_size)  # type: ignore[union-attr]
+    params = [*tower.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
+    start = 0
+    if out.exists():
+        state = torch.load(out, weights_only=True)
+        tower.load_state_dict(state["tower"])
+        head.load_state_dict(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    began = time.monotonic()
+    for step in range(start, steps):
+        rng = np.random.default_rng([seed, step])
+        pick = rng.integers(0, len(data), batch)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, lr)
+        pixels, grid = to_patches(data.rgb[pick])
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = tower(pixels, grid)
+        labels = dense_labels(data.tokens[pick], [data.seen[i] for i in pick])
+        loss, figures = dense_loss(head, tokens.float().reshape(batch, N_TOKENS, -1), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        if (step + 1) % 10 == 0:
+            log(step + 1, figures | {"s_per_step": (time.monotonic() - began) / (step + 1 - start)})
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            partial = out.with_suffix(".partial")
+            torch.save(
+                {
+                    "tower": tower.state_dict(),
+                    "head": head.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                },
+                partial,
+            )
+            partial.rename(out)
+    return head
