@@ -13,8 +13,9 @@ MAKEFLAGS += --no-print-directory
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard edge/native/*.cpp edge/native/*.hpp)
-# One line a package: what pip says beyond that is only of use when it fails, and then it says so on stderr.
-BRIEFLY := | awk '/^(Collecting|Processing|Building) / {print "  " $$1 " " $$2 " " $$3; fflush()}'
+# One line a package; what pip says beyond that is of use only when it fails, and then it says so on stderr.
+BRIEFLY := | awk '$$1 ~ /^(Collecting|Processing)$$/ {sub(".*/", "", $$2); print "  " $$2; fflush()} \
+	/^ *Building (editable|wheel) for/ && !/finished/ {print "  building " $$4; fflush()}'
 
 .PHONY: demo install test clean
 

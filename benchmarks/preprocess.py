@@ -1,9 +1,11 @@
 """Does the native preprocessing earn its place? Ours against OpenCV + NumPy and against Transformers' own.
 
 ``python -m benchmarks.preprocess [--quick] [--json FILE]``. All contenders take the same 640x480 RGB frame to the same
-patches, one thread each, interleaved run by run in this process; the figures are medians. The last columns say how far
+patches, one thread each, interleaved run by run in this process; the figures are medians, of the clock and of the
+thread's own CPU time (which a busy machine disturbs less). The last columns say how far
 a contender's pixels are from Transformers' (slow, Pillow) result in steps of one byte: speed that changes what the
-model sees is not the same job.
+model sees is not the same job (OpenCV's cubic does not antialias). Where ours differs, Pillow 13 took the passes in the
+other order; see tests/edge/test_preprocess.py.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import json
 import os
 import platform
-import statistics
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,26 +70,39 @@ def transformers_processor(width: int, height: int) -> Contender | None:
     return run
 
 
-def measure(contenders: dict[str, Contender], rgb: NDArray[np.uint8], runs: int) -> dict[str, list[float]]:
-    """Milliseconds of every run; the contenders take turns, so that a slow moment of the machine hits them all."""
-    times_ms: dict[str, list[float]] = {name: [] for name in contenders}
+def measure(contenders: dict[str, Contender], rgb: NDArray[np.uint8], runs: int) -> dict[str, NDArray[np.float64]]:
+    """Every run's (clock, CPU) time in ms, (runs, 2); in turns, so that a slow moment of the machine hits all alike.
+
+    The order is drawn anew every turn: on a busy machine, whoever follows the slowest one is always the one preempted.
+    """
+    times_ms: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    order = random.Random(0)
     for turn in range(runs + 3):
-        for name, contender in contenders.items():
-            start_s = time.perf_counter()
-            contender(rgb)
+        for name in order.sample(list(contenders), len(contenders)):
+            start_s, start_cpu_s = time.perf_counter(), time.thread_time()
+            contenders[name](rgb)
+            cpu_s, clock_s = time.thread_time() - start_cpu_s, time.perf_counter() - start_s
             if turn >= 3:  # the first turns warm caches and allocators
-                times_ms[name].append((time.perf_counter() - start_s) * 1e3)
-    return times_ms
+                times_ms[name].append((clock_s * 1e3, cpu_s * 1e3))
+    return {name: np.array(times) for name, times in times_ms.items()}
 
 
 def machine() -> dict[str, object]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     versions = {"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__}
-    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "load_1min": os.getloadavg()[0], **versions}
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "load_1min": os.getloadavg()[0],
+        **versions,
+    }
 
 
 def main() -> None:
@@ -99,11 +114,12 @@ def main() -> None:
     runs = 20 if args.quick else 200
     rgb = frame()
     console = Console()
+    console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; errors in steps of one byte")
     results: list[dict[str, object]] = []
     for width, height in TARGETS:
         contenders: dict[str, Contender] = {
             "edge.native": lambda image, w=width, h=height: preprocess(image, w, h),  # type: ignore[misc]
-            "OpenCV cubic (aliases) + NumPy": opencv(width, height, cv2.INTER_CUBIC),
+            "OpenCV cubic + NumPy": opencv(width, height, cv2.INTER_CUBIC),
             "OpenCV area + NumPy": opencv(width, height, cv2.INTER_AREA),
         }
         processor = transformers_processor(width, height)
@@ -111,19 +127,23 @@ def main() -> None:
             contenders["Transformers (Pillow)"] = processor
         times_ms = measure(contenders, rgb, runs)
         table = Table(title=f"{FRAME_WIDTH}x{FRAME_HEIGHT} -> {width}x{height}, median of {runs}")
-        for heading in ("", "median ms", "p90 ms", "mean error", "max error (byte steps)"):
-            table.add_column(heading, justify="left" if not heading else "right")
+        for heading in ("", "median ms", "p90 ms", "CPU ms", "mean error", "max error"):
+            table.add_column(heading, justify="right" if heading else "left")
         expected = processor(rgb) if processor else None
         for name, contender in contenders.items():
-            p50_ms, p90_ms = statistics.median(times_ms[name]), float(np.percentile(times_ms[name], 90))
-            entry = {"width": width, "height": height, "name": name, "runs": runs, "p50_ms": p50_ms, "p90_ms": p90_ms}
+            figures = {
+                "p50_ms": float(np.median(times_ms[name][:, 0])),
+                "p90_ms": float(np.percentile(times_ms[name][:, 0], 90)),
+                "cpu_p50_ms": float(np.median(times_ms[name][:, 1])),
+            }
+            entry: dict[str, object] = {"width": width, "height": height, "name": name, "runs": runs, **figures}
             errors = ["-", "-"]
             if expected is not None:
                 std = np.repeat(np.array(IMAGE_STD), TEMPORAL * PATCH_PX**2)
                 steps = np.abs(contender(rgb) - expected) * std * 255
                 entry |= {"mean_error_steps": float(steps.mean()), "max_error_steps": float(steps.max())}
                 errors = [f"{steps.mean():.3f}", f"{steps.max():.1f}"]
-            table.add_row(name, f"{p50_ms:.2f}", f"{p90_ms:.2f}", *errors)
+            table.add_row(name, *(f"{value:.2f}" for value in figures.values()), *errors)
             results.append(entry)
         console.print(table)
     if args.json:

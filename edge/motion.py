@@ -221,7 +221,7 @@ def _follow(
         else:
             raise ReachError(f"plan: {solution.reason}")
         step = float(np.abs(solution.position_rad - knots[-1]).max())
-        if step > (2 * _JUMP_RAD if shift != given else _JUMP_RAD):  # a sidestep is longer, and rounded off below
+        if step > (2 * _JUMP_RAD if give_way else _JUMP_RAD):  # near its limits the arm sweeps far for a short way
             x, y, z = point
             raise ReachError(f"plan: the arm would have to jump near ({x:.3f}, {y:.3f}, {z:.3f}) m on a straight line")
         given = shift

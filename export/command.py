@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from drivers.errors import UserError
+from edge.engine.bundle import load_bundle
 
 
 def register(subparsers: Any) -> None:
@@ -27,8 +28,12 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export; 0 when the bundle is verified and in place."""
     # Not at the top: the help of `vlar1 export` need not wait for torch.
-    from edge.engine.bundle import load_bundle
+    from transformers.utils import logging
+
     from export import build
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
     if not args.checkpoint.is_dir():
         raise UserError(f"checkpoint {args.checkpoint}: no such folder")

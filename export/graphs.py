@@ -106,8 +106,8 @@ def quantize_int8(source: Path, target: Path) -> None:
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             # x86 without VNNI adds pairs of products in 16 bits that saturate; 7-bit weights cannot reach that. With 8
-            # bits, logits of a random model of the shipped size fell from cosine 0.996 to 0.93 there (simulated); with 7
-            # bits they are at 0.990 everywhere.
+            # bits, logits of a random model of the shipped size fell from cosine 0.996 to 0.93 there (simulated); with
+            # 7 bits they are at 0.990 everywhere.
             reduce_range=True,
             weight_type=QuantType.QInt8,
             use_external_data_format=source.with_name(source.name + ".data").exists(),

@@ -281,10 +281,12 @@ class LanguageGraph(nn.Module):
     def forward(
         self, input_ids: Tensor, image_embeds: Tensor, position_ids: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
-        is_image = input_ids == self.image_token
+        placeholder = input_ids == self.image_token
         # One spare row keeps the lookup legal where no image is given.
         rows = torch.cat((image_embeds, torch.zeros_like(self.norm.weight)[None]), dim=0)
-        rank = is_image.to(torch.int64).cumsum(0) - 1
+        rank = placeholder.to(torch.int64).cumsum(0) - 1
+        # A placeholder without an embedding is a token like others, as in Transformers once the image has passed.
+        is_image = placeholder & (rank < image_embeds.shape[0])
         rank = torch.where(is_image, rank, torch.zeros_like(rank))
         x = torch.where(is_image[:, None], rows[rank], self.table[:, input_ids].t())
 

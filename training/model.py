@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from training.tokenizer import token_id
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """About 7 M parameters: vision 5 blocks of 192, language 5 layers of 256."""
 
-    def token(text: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(text))
+    token = partial(token_id, tokenizer)
 
     return Qwen2_5_VLConfig(
         text_config={
@@ -52,6 +55,6 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForCon
     """A freshly initialised model, the same for the same seed."""
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer))
-    model.generation_config.eos_token_id = model.config.text_config.eos_token_id
-    model.generation_config.pad_token_id = model.config.text_config.pad_token_id
+    text = model.config.text_config
+    model.generation_config = GenerationConfig(eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id)
     return model

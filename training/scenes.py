@@ -40,7 +40,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class LabelledScene:
-    """``rgb`` (168, 224, 3) uint8; ``seen`` per item; ``tokens`` (6, 8) int8: which item fills each image token, -1 none."""
+    """``rgb`` (168, 224, 3) uint8; ``seen`` per item; ``tokens`` (6, 8) int8: the item in each image token, -1 none."""
 
     rgb: NDArray[np.uint8]
     seen: tuple[Seen, ...]

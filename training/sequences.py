@@ -1,4 +1,4 @@
-"""Training items as token sequences: Qwen's chat, the image's placeholders, M-RoPE positions, labels on the answer only."""
+"""Training items as token sequences: Qwen's chat, the image's placeholders, M-RoPE positions, labels on the answer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from edge.contract import IM_END, IMAGE_PAD, format_answer, prompt_text, render_chat
 from training.answers import Item
 from training.images import CELLS, N_TOKENS
+from training.tokenizer import token_id
 
 IGNORE = -100
 
@@ -46,7 +47,7 @@ def positions_of(ids: list[int], image_id: int) -> np.ndarray:
 
 def collate(tokenizer: PreTrainedTokenizerFast, items: list[Item]) -> Batch:
     """A batch of conversations. Padding stands on the right, where a causal model never looks from the left."""
-    image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_PAD))
+    image_id = token_id(tokenizer, IMAGE_PAD)
     encoded = [encode(tokenizer, item) for item in items]
     longest = max(len(ids) for ids, _ in encoded)
     ids = np.full((len(items), longest), tokenizer.pad_token_id)

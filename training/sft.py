@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from training.answers import draw_item
+from training.batched_tower import encode_batch
 from training.images import COLOUR_NAMES, N_TOKENS, SHAPE_NAMES, Dataset, DenseLabels, dense_labels, to_patches
 from training.sequences import IGNORE, Batch, collate
 from training.tokenizer import NUMBERS
@@ -33,8 +34,8 @@ def smooth_number_embeddings(model: Qwen2_5_VLForConditionalGeneration, number_i
 
 
 class TokenReader(nn.Module):
-    """Reads, from an image token inside the language model, the very tokens an answer needs: the item's colour, shape and
-    four numbers, each as scores against the model's own token embeddings. Used in training only."""
+    """Reads, from an image token inside the language model, the very tokens an answer needs: the item's colour,
+    shape and four numbers, each as scores against the model's own token embeddings. Used in training only."""
 
     def __init__(self, dim: int, tokenizer: PreTrainedTokenizerFast):
         super().__init__()
@@ -70,7 +71,7 @@ def soft_numbers(hundredths: torch.Tensor) -> torch.Tensor:
 def answer_loss(
     logits: torch.Tensor, labels: torch.Tensor, number_ids: list[int]
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy of answer tokens (n, vocab), (n,); number tokens against a narrow Gaussian over their neighbours."""
+    """Cross-entropy of answer tokens (n, vocab), (n,); a number against a narrow Gaussian over its neighbours."""
     value = torch.full((logits.shape[1],), -1.0)
     value[number_ids] = torch.arange(len(number_ids), dtype=torch.float32)
     wanted = value[labels]
@@ -106,7 +107,7 @@ def image_features(tower: nn.Module, data: Dataset, log: Log, batch: int = 128) 
     for k in range(0, len(data), batch):
         pixels, grid = to_patches(data.rgb[k : k + batch])
         with torch.autocast("cpu", torch.bfloat16):
-            out.append(tower(pixels, grid).reshape(len(grid), N_TOKENS, -1).bfloat16())
+            out.append(encode_batch(tower, pixels, grid).reshape(len(grid), N_TOKENS, -1).bfloat16())
         log(k + len(grid), {})
     return torch.cat(out)
 
@@ -120,15 +121,17 @@ def train_sft(
     log: Log,
     head: DenseHead | None = None,
     features: torch.Tensor | None = None,
-) -> None:
+    reader: TokenReader | None = None,
+) -> TokenReader:
     """Train ``model`` in place; resumes from ``out`` (a .pt file) where that exists.
 
     Args:
         features: of `image_features` while the tower is frozen; None trains the tower too, with ``head``'s dense loss.
+        reader: of an earlier stage; a new one when None.
     """
     torch.manual_seed(settings.seed)
     language, tower = model.model.language_model, model.model.visual
-    reader = TokenReader(model.config.text_config.hidden_size, tokenizer)
+    reader = reader or TokenReader(model.config.text_config.hidden_size, tokenizer)
     params = [*language.parameters(), *reader.parameters()]
     if settings.train_vision:
         assert head is not None
@@ -139,8 +142,9 @@ def train_sft(
         state = torch.load(out, weights_only=True)
         model.load_state_dict(state["model"])
         reader.load_state_dict(state["reader"])
-        if "optimizer" in state:
-            optimizer.load_state_dict(state["optimizer"])
+        if head is not None:
+            head.load_state_dict(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     began = time.monotonic()
     for step in range(start, settings.steps):
@@ -157,7 +161,7 @@ def train_sft(
             assert head is not None
             pixels, grid = to_patches(data.rgb[pick])
             with torch.autocast("cpu", torch.bfloat16):
-                image = tower(pixels, grid).float().reshape(settings.batch, N_TOKENS, -1)
+                image = encode_batch(tower, pixels, grid).float().reshape(settings.batch, N_TOKENS, -1)
             extra, dense = dense_loss(head, image, labels)
             figures["box_px"] = dense["box_px"]
         else:
@@ -174,8 +178,10 @@ def train_sft(
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             partial = out.with_suffix(".partial")
             state = {"model": model.state_dict(), "reader": reader.state_dict(), "step": step + 1}
-            torch.save(state | {"optimizer": optimizer.state_dict()}, partial)
+            state |= {"optimizer": optimizer.state_dict()} | ({"head": head.state_dict()} if head is not None else {})
+            torch.save(state, partial)
             partial.rename(out)
+    return reader
 
 
 def language_loss(

@@ -18,7 +18,7 @@ SPECIAL = (
 )
 NUMBERS = tuple(f"{i / 100:.2f}" for i in range(101))
 
-# In order: a number; a word with its space; punctuation up to a number; punctuation up to the next word's space; the rest.
+# In order: a number; a word with its space; punctuation up to a number, up to the next word's space; the rest.
 _SPLIT = r"[01]\.\d\d| ?\p{L}+|[^\p{L}\d]+(?=\d)|[^\p{L}\d]+(?= \p{L})|[^\p{L}\d]+|\d"
 
 _CHAT_TEMPLATE = (
@@ -30,6 +30,13 @@ _CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of one token."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 900) -> PreTrainedTokenizerFast:

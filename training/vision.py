@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training.batched_tower import encode_batch
 from training.images import (
     CELLS,
     COLOUR_NAMES,
@@ -32,7 +33,7 @@ Log = Callable[[int, dict[str, float]], None]
 
 
 class DenseHead(nn.Module):
-    """Reads an image token's embedding (…, dim): covered or not, colour, shape, box relative to the token in token sizes."""
+    """Reads an image token's embedding (…, dim): covered or not, colour, shape, box relative to the token."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -98,7 +99,7 @@ def pretrain_vision(
         log: called every ten steps with the step and its figures.
     """
     torch.manual_seed(seed)
-    head = DenseHead(tower.config.out_hidden_size)  # type: ignore[union-attr]
+    head = DenseHead(tower.config.out_hidden_size)  # type: ignore[union-attr,arg-type]
     params = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     start = 0
@@ -116,7 +117,7 @@ def pretrain_vision(
             group["lr"] = learning_rate(step, steps, lr)
         pixels, grid = to_patches(data.rgb[pick])
         with torch.autocast("cpu", torch.bfloat16):
-            tokens = tower(pixels, grid)
+            tokens = encode_batch(tower, pixels, grid)
         labels = dense_labels(data.tokens[pick], [data.seen[i] for i in pick])
         loss, figures = dense_loss(head, tokens.float().reshape(batch, N_TOKENS, -1), labels)
         optimizer.zero_grad()

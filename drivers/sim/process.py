@@ -87,7 +87,7 @@ class SimulatedTable:
                 return self._pipe.recv()
         except (EOFError, OSError):
             pass
-        raise DeviceError("simulated table: its process ended or does not answer; run again, and see what it printed above")
+        raise DeviceError("simulated table: its process ended or does not answer; see what it printed above")
 
 
 def _main(*args: Any) -> None:

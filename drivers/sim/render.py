@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +40,7 @@ def scaled(intrinsics: Intrinsics, width: int, height: int) -> Intrinsics:
 
 
 def look_at(eye_m: NDArray[np.float64], target_m: NDArray[np.float64], roll_rad: float = 0.0) -> NDArray[np.float64]:
-    """``T_world_camera`` (4, 4) of an optical frame (x right, y down, z forward) at ``eye_m`` looking at ``target_m``."""
+    """``T_world_camera`` (4, 4): optical frame (x right, y down, z forward) at ``eye_m``, looking at ``target_m``."""
     z = np.asarray(target_m, float) - np.asarray(eye_m, float)
     z /= np.linalg.norm(z)
     x = np.cross(z, [0.0, 0.0, 1.0])
@@ -99,7 +98,7 @@ def render(
 
 
 class _Shader:
-    """Casts rays from one camera and gives their colour: Lambert with a shadowed point light, textured table and board."""
+    """Casts rays from one camera and gives their colour: Lambert, a shadowed light, textured table and board."""
 
     def __init__(
         self,
@@ -167,10 +166,13 @@ class _Shader:
         local = (point - self.data.geom_xpos[self.board_id]) @ R
         half = self.model.geom_size[self.board_id]
         h, w = self.board.shape
-        u = ((local[:, 0] / half[0] + 1) / 2 * w - 0.5).astype(np.float32)
-        v = ((1 - (local[:, 1] / half[1] + 1) / 2) * h - 0.5).astype(np.float32)
+        u = np.clip((local[:, 0] / half[0] + 1) / 2 * w - 0.5, 0, w - 1.001)
+        v = np.clip((1 - (local[:, 1] / half[1] + 1) / 2) * h - 0.5, 0, h - 1.001)
         face = np.abs(local[:, 2] - half[2]) < 1e-4
-        texel = cv2.remap(self.board, u[None], v[None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+        i, j = u.astype(int), v.astype(int)
+        a, b = u - i, v - j
+        t = self.board.astype(np.float32)
+        texel = (1 - b) * ((1 - a) * t[j, i] + a * t[j, i + 1]) + b * ((1 - a) * t[j + 1, i] + a * t[j + 1, i + 1])
         return np.where(face, texel / 255.0, 0.8).astype(np.float32)[:, None].repeat(3, 1)
 
 

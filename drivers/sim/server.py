@@ -1,7 +1,7 @@
 """The simulated tabletop as its own process: physics in real time, servos on a bus, a camera on a socket, a referee.
 
-The runtime gets two addresses from it and nothing else: the bus's pseudo-terminal and the camera's socket. The referee's
-pipe belongs to the harness that lays out scenes and judges the outcome.
+The runtime gets two addresses from it and nothing else: the bus's pseudo-terminal and the camera's socket. The
+referee's pipe belongs to the harness that lays out scenes and judges the outcome.
 """
 
 from __future__ import annotations

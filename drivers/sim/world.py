@@ -53,7 +53,7 @@ def build_model(scene: Scene, board: NDArray[np.float64] | None = None) -> mujoc
             quat=quat,
             size=board[:3],
             mass=0.02,
-            contype=0,
+            contype=4,  # nothing has this affinity, so nothing touches it; at 0, mj_multiRay would miss parts of it
             conaffinity=0,
         )
     return spec.compile()

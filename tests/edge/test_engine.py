@@ -108,6 +108,19 @@ def test_text_without_an_image_is_that_of_transformers(model, engine: OnnxEngine
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+def test_a_placeholder_that_the_model_writes_itself_is_a_token_like_others(
+    model, engine: OnnxEngine, bundle: Bundle
+) -> None:
+    ids = bundle.tokenizer.encode("pick up").ids
+    engine.prefill(ids, np.zeros((0, bundle.hidden), np.float32))
+    with torch.no_grad():
+        cache = model(input_ids=torch.tensor([ids]), use_cache=True).past_key_values
+        again = torch.tensor([[bundle.image_token, 300]])
+        positions = torch.arange(len(ids), len(ids) + 2).expand(3, 1, 2)
+        expected = model(input_ids=again, past_key_values=cache, position_ids=positions).logits[0, -1].numpy()
+    np.testing.assert_allclose(engine.extend([bundle.image_token, 300]), expected, atol=1e-4)
+
+
 def test_several_tokens_in_one_pass_are_as_good_as_one_by_one(engine: OnnxEngine, bundle: Bundle, patches) -> None:
     ids, embeds = prompt(bundle), engine.encode_image(patches)
     tokens = bundle.tokenizer.encode('<output>{"x": 0.41, "y": ').ids

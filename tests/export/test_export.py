@@ -9,13 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 from drivers.errors import UserError
 from edge.engine.bundle import LANGUAGE, MANIFEST, VISION, load_bundle
 from edge.engine.onnx import OnnxEngine
-from export import build, command, verify
+from export import build, command, graphs, verify
 from export.modules import ImageGrid, VisionGraph, windows
 
 
@@ -90,6 +91,48 @@ def test_int8_holds_no_float_matrix(tiny_checkpoint: Path, tmp_path: Path) -> No
     embeds = engine.encode_image(np.zeros((192, 1176), np.float32))
     assert np.isfinite(embeds).all()
     assert {p.name for p in tmp_path.iterdir()} == {"images", "int8"}
+
+
+@pytest.mark.parametrize("quantization", ["fp32", "int8"])
+def test_weights_beyond_protobufs_limit_lie_beside_the_graph(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
+) -> None:
+    monkeypatch.setattr(graphs, "_EXTERNAL_ABOVE_BYTES", 1000)
+    monkeypatch.setattr(build, "N_CASES", 1)
+    out = tmp_path / "bundle"
+    assert _run(str(tiny_checkpoint), "--out", str(out), "--quant", quantization) == 0
+    files = load_bundle(out).manifest["files"]
+    assert sorted(files) == ["language.onnx", "language.onnx.data", "tokenizer.json", "vision.onnx", "vision.onnx.data"]
+    assert files["language.onnx.data"]["bytes"] > files["language.onnx"]["bytes"] / 10
+
+
+@pytest.mark.parametrize("quantization", ["fp32", "int8"])
+def test_an_untied_head_is_another_table(tiny_checkpoint: Path, tmp_path: Path, quantization: str) -> None:
+    model = build.load_checkpoint(tiny_checkpoint)
+    torch.manual_seed(0)
+    model.lm_head.weight = torch.nn.Parameter(0.2 * torch.randn_like(model.lm_head.weight))
+    path = tmp_path / "language.onnx"
+    graphs.export_language(model, path)
+    if quantization == "int8":
+        path = tmp_path / "int8.onnx"
+        graphs.quantize_int8(tmp_path / "language.onnx", path)
+    vocab, hidden = model.lm_head.weight.shape
+    assert sum(list(tensor.dims) == [hidden, vocab] for tensor in onnx.load(path).graph.initializer) == 2
+    ids = np.arange(300, 340)
+    feed = {
+        "input_ids": ids,
+        "image_embeds": np.zeros((0, hidden), np.float32),
+        "position_ids": np.tile(np.arange(40), (3, 1)),
+    }
+    session = onnxruntime.InferenceSession(str(path))
+    feed |= {x.name: np.zeros((2, 0, 16), np.float32) for x in session.get_inputs() if x.name.startswith("past")}
+    logits = session.run(["logits"], feed)[0]
+    with torch.no_grad():
+        expected = model(input_ids=torch.from_numpy(ids)[None]).logits[0, -1].numpy()
+    if quantization == "fp32":
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+    else:
+        assert logits @ expected / np.linalg.norm(logits) / np.linalg.norm(expected) > 0.98
 
 
 def test_a_bundle_that_disagrees_is_refused_and_the_old_one_stays(

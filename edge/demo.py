@@ -1,0 +1,266 @@
+"""``vlar1 demo``: a simulated SO-101 calibrates its camera, then picks and places through the real path."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from calib.board import PLATE_THICKNESS_M, Board, T_gripper_board_nominal
+from calib.file import Calibration, load_calibration, save_calibration
+from calib.kinematics import GripperKinematics
+from calib.poses import choose_poses
+from calib.routine import calibrate_hand_eye
+from drivers.arm.feetech_arm import open_arm
+from drivers.camera.sim import SimCamera
+from drivers.errors import UserError
+from drivers.protocols import Arm, Camera
+from drivers.robot import Robot, load_robot
+from drivers.sim.film import film
+from drivers.sim.process import SimulatedTable
+from drivers.sim.render import look_at
+from drivers.sim.scene import Look, Scene, Task, draw_look, draw_scene, draw_task
+from drivers.sim.server import HeldBoard, State
+from edge.ask import SHIPPED_BUNDLE
+from edge.control import Controller
+from edge.engine.bundle import load_bundle
+from edge.engine.onnx import OnnxEngine
+from edge.loop import Order, Runtime
+from edge.motion import plan_move
+from edge.report import (
+    Episode,
+    decision_picture,
+    outcome_table,
+    report,
+    write_png,
+    write_report,
+    write_video,
+)
+from edge.trace import Tracer, latency_table
+
+CALIBRATION_VIEWS = 12
+# Where a tape measure says the camera stands: good to a centimetre or two. Calibration finds the rest.
+CAMERA_GUESS = look_at(np.array([0.50, 0.0, 0.44]), np.array([0.195, 0.0, 0.0]))
+SETTLE_S = 0.5
+FPS = 10
+
+
+def register(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser: argparse.ArgumentParser = subparsers.add_parser("demo", help="a simulated arm picks and places")
+    parser.add_argument("--episodes", type=int, default=5, help="how many (default: 5)")
+    parser.add_argument("--seed", type=int, default=0, help="draws scenes, instructions, camera mounting (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+    parser.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE, help="model bundle (default: the shipped one)")
+    parser.set_defaults(func=run)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one episode lays on the table and asks for."""
+
+    scene: Scene
+    task: Task
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when the run came to its end, whatever the arm achieved; the report says that."""
+    if args.episodes < 1:
+        raise UserError(f"--episodes {args.episodes}: expected at least 1")
+    engine = OnnxEngine(load_bundle(args.bundle))
+    robot = load_robot()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {args.out}: cannot be made ({error.strerror}); name another folder") from None
+    console = Console()
+    plans = _draw(args.seed, args.episodes)
+    tracer = Tracer()
+    episodes: list[Episode] = []
+    films: list[Future[Path]] = []
+    # A film is a luxury: it is made beside the run by a process that yields to the arm's.
+    with (
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_yield_to_others) as cinema,
+        _progress(console) as progress,
+    ):
+        line = progress.add_task("calibration: choosing arm poses", total=CALIBRATION_VIEWS + args.episodes)
+
+        def say(text: str, steps: int = 0) -> None:
+            progress.update(line, description=text, advance=steps)
+
+        with (
+            SimulatedTable(robot, Scene((), plans[0].scene.look), args.seed) as table,
+            closing(SimCamera(table.camera_address)) as camera,
+            closing(open_arm(robot, table.port)) as arm,
+            Controller(arm, Tracer(), robot.rest_rad) as controller,
+        ):
+            look = plans[0].scene.look
+            calibration = _calibrate(table, arm, camera, controller, robot, look, args, say)
+            extra = {
+                "seed": args.seed,
+                "bundle": str(args.bundle),
+                "quantization": engine.bundle.quantization,
+                "calibration_leave_one_out_mm": calibration.leave_one_out_mm,
+            }
+            controller.tracer = tracer  # the calibration's motions are not the run's
+            runtime = Runtime(robot, camera, controller, engine, calibration, tracer)
+            for k, plan in enumerate(plans):
+                title = f"{k + 1}/{len(plans)} {plan.task.instruction}"
+                runtime.say = partial(_say_of, say, title)
+                episode, states = _episode(table, runtime, plan)
+                episodes.append(episode)
+                write_png(args.out / f"episode-{k + 1:02d}.png", decision_picture(episode))
+                write_report(args.out / "report.json", report(episodes, tracer, extra))
+                mark = "[green]✓[/green]" if episode.success else "[red]✗[/red]"
+                progress.console.print(f"{mark} {title}: {episode.verdict}", highlight=False)
+                path = args.out / f".film-{k:02d}.npy"
+                films.append(cinema.submit(_film, path, plan.scene, states, title, episode.success))
+                say("parking the arm", steps=1)
+            late_s = table.late_s()
+        say("finishing the film")
+        write_video(args.out / "demo.mp4", _cut(films), FPS)
+    console.print(outcome_table(episodes))
+    console.print(latency_table(tracer.summary()))
+    if late_s > 0.0:
+        console.print(f"The machine was too busy for real time: the simulation lost {late_s:.1f} s.")
+    console.print(f"report, pictures and video: {args.out}/", highlight=False)
+    return 0
+
+
+def _draw(seed: int, count: int) -> list[_Plan]:
+    """Scenes and tasks of a seed; light and table change from episode to episode, the camera stays mounted."""
+    mount = draw_look(np.random.default_rng([seed, 0xCA]))
+    plans = []
+    for k in range(count):
+        rng = np.random.default_rng([seed, 0xDE, k])
+        look = draw_look(rng)
+        look = replace(
+            look,
+            camera_m=mount.camera_m,
+            camera_target_m=mount.camera_target_m,
+            camera_roll_rad=mount.camera_roll_rad,
+        )
+        scene = draw_scene(rng, look=look)
+        plans.append(_Plan(scene, draw_task(rng, scene)))
+    return plans
+
+
+def _calibrate(
+    table: SimulatedTable,
+    arm: Arm,
+    camera: Camera,
+    controller: Controller,
+    robot: Robot,
+    look: Look,
+    args: argparse.Namespace,
+    say: Callable[[str, int], None],
+) -> Calibration:
+    """Hold a board, show it to the camera in a dozen poses, solve, store; the stored file is what the run uses."""
+    board = Board()
+    rng = np.random.default_rng([args.seed, 0xB0])
+    slip = np.eye(4)  # nobody holds a board exactly where the drawing says
+    slip[:3, :3] = cv2.Rodrigues(rng.normal(0, 0.02, 3))[0]
+    slip[:3, 3] = rng.normal(0, 0.002, 3)
+    held = T_gripper_board_nominal(board) @ slip
+    # The plate's body: origin in its middle, +z out of the print (OpenCV's board frame has z into it, y down).
+    T_board_plate = np.diag([1.0, -1.0, -1.0, 1.0])
+    T_board_plate[:3, 3] = board.centre_m + (0.0, 0.0, PLATE_THICKNESS_M / 2)
+    half = (board.plate_size_m[0] / 2, board.plate_size_m[1] / 2, PLATE_THICKNESS_M / 2)
+    plate = HeldBoard(half, held @ T_board_plate, board.image(px_per_m=5000.0))
+    table.lay_out(Scene((), look), plate)
+    fk = GripperKinematics(robot.model, robot.joint_names)
+    poses = choose_poses(
+        robot.model,
+        robot.joint_names,
+        board,
+        camera.intrinsics,
+        CAMERA_GUESS,
+        robot.ready_rad,
+        count=CALIBRATION_VIEWS,
+        seed=args.seed,
+    )
+
+    def move(q_rad: NDArray[np.float64]) -> None:
+        controller.execute(plan_move(controller.setpoint_rad, q_rad))
+
+    move(robot.ready_rad)
+    calibration = calibrate_hand_eye(
+        arm,
+        camera,
+        poses,
+        fk,
+        board,
+        arm_name=robot.name,
+        move=move,
+        progress=lambda done, total, text: say(f"calibration: view {done} of {total}, {text}", 1),
+    )
+    move(robot.ready_rad)
+    path = args.out / "calibration.yaml"
+    path.unlink(missing_ok=True)  # of an earlier run, with another simulated camera
+    save_calibration(calibration, path)
+    return load_calibration(path)
+
+
+def _episode(table: SimulatedTable, runtime: Runtime, plan: _Plan) -> tuple[Episode, list[State]]:
+    table.lay_out(plan.scene)
+    table.start_recording()
+    time.sleep(SETTLE_S)
+    order = Order(plan.task.instruction, place=plan.task.kind == "place")
+    outcome = runtime.carry_out(order)
+    time.sleep(SETTLE_S)
+    verdict = table.verdict(plan.task)
+    states = table.stop_recording()
+    runtime.say("back to the ready pose")
+    runtime.go_ready()
+    return Episode(order, outcome, verdict.success, verdict.reason), states
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
+    )
+
+
+def _say_of(say: Callable[[str], None], title: str, text: str) -> None:
+    say(f"{title}: {text}")
+
+
+def _yield_to_others() -> None:
+    os.nice(15)
+
+
+def _film(path: Path, scene: Scene, states: list[State], caption: str, success: bool) -> Path:
+    """Render an episode's states into a file of frames (n, 360, 480, 3)."""
+    frames = []
+    for rgb in film(scene, states):
+        picture = rgb.copy()
+        cv2.rectangle(picture, (0, 336), (480, 360), (24, 27, 33), -1)
+        cv2.putText(picture, caption, (8, 352), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (232, 234, 238), 1, cv2.LINE_AA)
+        frames.append(picture)
+    colour = (64, 200, 90) if success else (220, 60, 60)
+    for picture in frames[-FPS:]:
+        cv2.rectangle(picture, (0, 0), (479, 359), colour, 4)
+    np.save(path, np.array(frames, np.uint8))
+    return path
+
+
+def _cut(films: list[Future[Path]]) -> Iterator[NDArray[np.uint8]]:
+    for future in films:
+        path = future.result()
+        yield from np.load(path)
+        path.unlink()
+

@@ -1,0 +1,162 @@
+"""Slow reasoning and fast control, tied together: one order in, one frame looked at, one motion made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from calib.file import Calibration
+from drivers.errors import UserError
+from drivers.protocols import Camera, Frame
+from drivers.robot import Robot
+from edge.contract import Affordance, Trajectory
+from edge.control import Controller, MotionError
+from edge.decode import Decision, decide
+from edge.engine.onnx import Engine
+from edge.geometry import Grasp, lift_affordance, lift_trajectory
+from edge.kinematics import Kinematics
+from edge.motion import JointTrajectory, is_holding, plan_move, plan_pick, plan_place
+from edge.trace import Tracer
+
+CLEARANCE_M = 0.015  # between what is carried and everything it passes over
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to do: ``instruction`` in words; ``place`` when the object is to be put somewhere, not only picked up."""
+
+    instruction: str
+    place: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one order went, as far as the robot itself can tell.
+
+    Attributes:
+        done: every motion was made and the jaws held something where they should.
+        reason: in words, why not; "done" otherwise.
+        frame: what was decided on (of the last attempt).
+        grasp: decision for the box; ``path``: decision for the way, for a place.
+        decision_s, motion_s: summed over the attempts.
+    """
+
+    done: bool
+    reason: str
+    attempts: int
+    frame: Frame
+    grasp: Decision | None
+    path: Decision | None
+    decision_s: float
+    motion_s: float
+
+
+class Runtime:
+    """A robot that carries out orders: camera and engine decide, the controller moves.
+
+    The calibration must be of this camera and this arm; otherwise `UserError`, and nothing moves.
+
+    Args:
+        controller: started. ``robot.ready_rad`` must be free to reach from where the arm is.
+        say: told in a few words what is going on.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        camera: Camera,
+        controller: Controller,
+        engine: Engine,
+        calibration: Calibration,
+        tracer: Tracer,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        calibration.check(camera.intrinsics, camera.serial, robot.name)
+        self.robot, self.camera, self.controller, self.engine = robot, camera, controller, engine
+        self.calibration, self.tracer, self.say = calibration, tracer, say
+        self.kinematics = Kinematics(robot)
+
+    def go_ready(self) -> None:
+        """To the pose from which the camera sees the whole table."""
+        self.controller.execute(plan_move(self.controller.setpoint_rad, self.robot.ready_rad))
+
+    def carry_out(self, order: Order, attempts: int = 2) -> Outcome:
+        """Look, decide, plan and move; look again when the jaws came up empty. Starts from the ready pose.
+
+        Whatever cannot be decided, reached or grasped ends the order with its reason before anything moves.
+
+        Raises:
+            DeviceError: the camera or the bus failed; the arm holds.
+        """
+        decision_s = motion_s = 0.0
+        for attempt in range(1, attempts + 1):
+            with self.tracer.stage("capture"):
+                frame = self.camera.read()
+            began = time.monotonic()
+            grasp_decision = path_decision = None
+            try:
+                self.say("thinking")
+                grasp_decision = self._decide(frame, order, "affordance")
+                if order.place:
+                    path_decision = self._decide(frame, order, "trajectory")
+                decision_s += time.monotonic() - began
+                grasp, pick, place = self._plan(frame, grasp_decision, path_decision)
+            except UserError as error:  # nothing there, too wide, out of reach: said in words, nothing moved
+                return Outcome(
+                    False, str(error), attempt, frame, grasp_decision, path_decision, decision_s, motion_s
+                )
+            began = time.monotonic()
+            try:
+                reason = self._move(grasp, pick, place)
+            except MotionError as error:
+                reason = str(error)
+            motion_s += time.monotonic() - began
+            if not reason or attempt == attempts:
+                break
+            self.say(f"{reason}; looking again")
+            self.go_ready()
+        return Outcome(
+            not reason, reason or "done", attempt, frame, grasp_decision, path_decision, decision_s, motion_s
+        )
+
+    def _decide(self, frame: Frame, order: Order, task: str) -> Decision:
+        kind = "affordance" if task == "affordance" else "trajectory"
+        return decide(self.engine, frame.rgb, kind, order.instruction, tracer=self.tracer)  # type: ignore[arg-type]
+
+    def _plan(
+        self, frame: Frame, grasp_decision: Decision, path_decision: Decision | None
+    ) -> tuple[Grasp, JointTrajectory, JointTrajectory | None]:
+        box = grasp_decision.answer.output
+        assert isinstance(box, Affordance)
+        T = self.calibration.T_base_camera
+        with self.tracer.stage("lift"):
+            grasp = lift_affordance(box, frame, T)
+            waypoints = None
+            if path_decision is not None:
+                path = path_decision.answer.output
+                assert isinstance(path, Trajectory)
+                waypoints = lift_trajectory(path, frame, T, CLEARANCE_M, grasp=grasp)
+        self.say("planning")
+        with self.tracer.stage("plan"):
+            pick = plan_pick(self.kinematics, self.controller.setpoint_rad, grasp, self.robot.ready_rad)
+            place = None
+            if waypoints is not None:
+                place = plan_place(self.kinematics, pick.position_rad[-1], waypoints, grasp)
+        return grasp, pick, place
+
+    def _move(self, grasp: Grasp, pick: JointTrajectory, place: JointTrajectory | None) -> str:
+        """Make the motions; why it failed, or nothing."""
+        self.say("picking")
+        self.controller.execute(pick)
+        if not is_holding(self.kinematics, self._measured(), grasp):
+            return "the jaws closed on nothing"
+        if place is not None:
+            self.say("placing")
+            self.controller.execute(place)
+        return ""
+
+    def _measured(self) -> np.ndarray:
+        return self.controller.arm.read().position_rad
