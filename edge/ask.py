@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True, highlight=False)
 
     def show(text: str) -> None:
-        console.print(text, end="", markup=False, style="dim")
+        # What a model writes must not steer the terminal.
+        shown = "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+        console.print(shown, end="", markup=False, style="dim")
 
     decision = decide(
         engine,

@@ -134,7 +134,8 @@ def _wrap(text: str, size: int, bold: bool) -> list[str]:
     """Lines no wider than the panel; a word that is wider is broken."""
     limit = _PANEL_PX - 2 * _MARGIN_PX
     lines, line = [], ""
-    for word in text.split():
+    # A NUL would end the text in OpenCV.
+    for word in "".join(char if char.isprintable() else " " for char in text).split():
         while _text_width(word, size, bold) > limit:
             fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or _text_width(word[:n], size, bold) <= limit)
             if line:

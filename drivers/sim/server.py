@@ -26,6 +26,7 @@ from drivers.sim.world import build_model, set_arm
 
 BUS_PERIOD_STEPS = 2  # registers are refreshed every 4 ms
 RECORD_PERIOD_STEPS = 50  # a state for the video every 100 ms
+REST_STEPS = 1000
 MAX_SPEED_RAD_S = 4.7  # STS3215 at 7.4 V without load: 0.222 s for 60 degrees
 COUNTS_PER_RAD = 4096 / (2 * np.pi)
 SERIAL = "SIM-RGBD-0001"
@@ -64,6 +65,11 @@ class Tabletop:
         self.record: list[State] | None = None
         self.late_s = 0.0
         self._load(scene, robot.rest_rad)
+        self._show_servos()
+        self._hear_servos()
+        for _ in range(REST_STEPS):  # nobody has touched it for a while: it lies as it lies without torque
+            self._slew()
+            mujoco.mj_step(self.model, self.data)
         self._show_servos()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="physics", daemon=True)

@@ -91,6 +91,8 @@ def test_a_picture_has_room_for_any_decision(shape: tuple[int, int]) -> None:
     assert whole.shape == (480, width + 320, 3) and whole.dtype == np.uint8
     bare = draw_decision(rgb, None, None, "", "")
     assert (bare[:, :width] == 128).all()
+    odd = draw_decision(rgb, None, None, "go", "one\0two\x1b three")
+    assert (odd == draw_decision(rgb, None, None, "go", "one two three")).all()
     one = draw_decision(rgb, None, Trajectory(((0.5, 0.5),)), "go", "")
     assert (one[:, :width] != 128).any()
     assert (rgb == 128).all()
