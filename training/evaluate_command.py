@@ -26,7 +26,7 @@ def register(subparsers: Any) -> None:
     """Add the subcommand."""
     parser: argparse.ArgumentParser = subparsers.add_parser("eval", help="a bundle against labelled scenes")
     parser.add_argument("--bundle", type=Path, required=True, help="of vlar1 export")
-    parser.add_argument("--data", type=Path, required=True, help="scenes of vlar1 data sim, another seed than training's")
+    parser.add_argument("--data", type=Path, required=True, help="scenes of vlar1 data sim, of another seed")
     parser.add_argument("--count", type=int, default=500, help="scenes, each asked for a box and a path (default: 500)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.set_defaults(func=run)

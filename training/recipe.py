@@ -127,7 +127,7 @@ def _same_recipe(out: Path, recipe: Recipe) -> None:
         return
     theirs = json.loads(path.read_text())
     if theirs != mine:
-        raise UserError(f"{out}: holds a run with {theirs}, this one is {mine}; give the same settings or another --out")
+        raise UserError(f"{out}: holds a run with {theirs}, this one is {mine}; give another --out")
 
 
 def _tokenizer(out: Path, data: Dataset) -> PreTrainedTokenizerFast:

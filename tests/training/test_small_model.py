@@ -1,4 +1,4 @@
-"""The small model's parts against Transformers: tokenizer, sequences, patches, batched tower; and a run that resumes."""
+"""The small model's parts against Transformers: tokenizer, sequences, patches, tower; and a run that resumes."""
 
 import json
 from pathlib import Path
@@ -136,7 +136,9 @@ def test_no_scenes_is_said_with_the_command_that_makes_them(tmp_path: Path) -> N
         load_dataset(tmp_path)
 
 
-def test_training_resumes_and_ends_in_a_folder_that_transformers_loads(folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_training_resumes_and_ends_in_a_folder_that_transformers_loads(
+    folder: Path, tmp_path: Path, monkeypatch
+) -> None:
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
     import training.recipe
@@ -146,7 +148,8 @@ def test_training_resumes_and_ends_in_a_folder_that_transformers_loads(folder: P
     def small(function, **fixed):
         return lambda *args, **kwargs: function(*args, **{**kwargs, **fixed})
 
-    monkeypatch.setattr(training.recipe, "pretrain_vision", small(training.vision.pretrain_vision, batch=4, save_every=2))
+    pretrain = training.vision.pretrain_vision
+    monkeypatch.setattr(training.recipe, "pretrain_vision", small(pretrain, batch=4, save_every=2))
     settings_of = training.recipe.SftSettings
     monkeypatch.setattr(training.recipe, "SftSettings", small(settings_of, batch=4, save_every=2))
     recipe = Recipe(vision_steps=2, language_steps=4, joint_steps=2)

@@ -1,0 +1,170 @@
+"""One order from frame to motion: what is wrong is said before anything moves, an empty grip is noticed."""
+
+from dataclasses import replace
+
+import mujoco
+import numpy as np
+import pytest
+
+import edge.loop
+from calib.board import Board
+from calib.file import Calibration
+from drivers.errors import UserError
+from drivers.protocols import Frame, JointState
+from drivers.robot import load_robot
+from drivers.sim.render import CAMERA, camera_pose, render
+from drivers.sim.scene import Item, Scene, draw_look
+from drivers.sim.world import build_model, set_arm
+from edge.contract import Affordance, Answer, Trajectory
+from edge.control import Controller
+from edge.decode import Decision
+from edge.loop import Order, Runtime
+from edge.trace import Tracer
+
+ROBOT = load_robot()
+CUBE = Item("cube", "red", 0.22, 0.02, 0.3, (0.015, 0.015, 0.015))
+BOWL = Item("bowl", "blue", 0.19, -0.11, 0.0, (0.044, 0.028))
+SCENE = Scene((CUBE, BOWL), draw_look(np.random.default_rng(0)))
+T_BASE_CAMERA = camera_pose(SCENE.look)
+SERIAL = "TEST-CAMERA"
+
+
+class StillCamera:
+    """One picture of the scene, with the depth a depth camera would give."""
+
+    serial, intrinsics = SERIAL, CAMERA
+
+    def __init__(self) -> None:
+        model = build_model(SCENE)
+        data = mujoco.MjData(model)
+        set_arm(model, data, ROBOT.ready_rad)
+        mujoco.mj_kinematics(model, data)
+        picture = render(model, data, SCENE.look, T_BASE_CAMERA, CAMERA, np.random.default_rng(1))
+        self.frame = Frame(picture.rgb, picture.depth_m, 0.0, CAMERA, SERIAL)
+
+    def read(self) -> Frame:
+        return self.frame
+
+    def close(self) -> None:
+        pass
+
+
+class ObedientArm:
+    """Is where it is told to be, at once, and never meets anything."""
+
+    joint_names, torque_on = ROBOT.joint_names, True
+
+    def __init__(self) -> None:
+        self.position = ROBOT.ready_rad.copy()
+        self.written: list[np.ndarray] = []
+
+    def read(self) -> JointState:
+        return JointState(self.position.copy())
+
+    def enable(self) -> JointState:
+        return self.read()
+
+    def write(self, position_rad: np.ndarray) -> None:
+        self.position = np.array(position_rad)
+        self.written.append(self.position.copy())
+
+    def disable(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def calibration() -> Calibration:
+    return Calibration("2026-01-01", ROBOT.name, SERIAL, CAMERA, Board(), T_BASE_CAMERA, np.eye(4), 0.1, 0.5, ())
+
+
+def pixel_of(point_m: tuple[float, float, float]) -> tuple[float, float]:
+    x, y, z, _ = np.linalg.inv(T_BASE_CAMERA) @ [*point_m, 1.0]
+    u, v = CAMERA.fx * x / z + CAMERA.cx, CAMERA.fy * y / z + CAMERA.cy
+    return (u + 0.5) / CAMERA.width, (v + 0.5) / CAMERA.height
+
+
+@pytest.fixture(scope="module")
+def camera() -> StillCamera:
+    return StillCamera()
+
+
+@pytest.fixture
+def arm() -> ObedientArm:
+    return ObedientArm()
+
+
+@pytest.fixture
+def runtime(camera: StillCamera, arm: ObedientArm) -> Runtime:
+    tracer = Tracer()
+    controller = Controller(arm, tracer, ROBOT.rest_rad, rate_hz=1000.0)
+    controller.startup()
+    arm.written.clear()
+    return Runtime(ROBOT, camera, controller, None, calibration(), tracer)  # type: ignore[arg-type]
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, box: Affordance, path: Trajectory | None = None) -> None:
+    def decide(engine: object, rgb: object, task: str, instruction: str, tracer: Tracer) -> Decision:
+        output = box if task == "affordance" else path
+        assert output is not None
+        return Decision(Answer("because", output), "", 0, 0, 0, False)
+
+    monkeypatch.setattr(edge.loop, "decide", decide)
+
+
+def cube_box() -> Affordance:
+    return Affordance(*pixel_of((CUBE.x_m, CUBE.y_m, 0.015)), 0.09, 0.12)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"camera_serial": "ANOTHER"}, "camera 'ANOTHER'"),
+        ({"arm_name": "so100"}, "arm 'so100'"),
+        ({"intrinsics": replace(CAMERA, width=320, height=240)}, "320x240"),
+    ],
+)
+def test_a_calibration_of_something_else_is_refused_and_nothing_moves(
+    camera: StillCamera, arm: ObedientArm, wrong: dict, said: str
+) -> None:
+    controller = Controller(arm, Tracer(), ROBOT.rest_rad)
+    with pytest.raises(UserError, match=said):
+        Runtime(ROBOT, camera, controller, None, replace(calibration(), **wrong), Tracer())  # type: ignore[arg-type]
+    assert not arm.written
+
+
+def test_a_box_on_the_bare_table_is_said_and_nothing_moves(runtime, arm, monkeypatch) -> None:
+    answers(monkeypatch, Affordance(*pixel_of((0.24, 0.12, 0.0)), 0.05, 0.05))
+    outcome = runtime.carry_out(Order("pick up the red cube", place=False))
+    assert not outcome.done and "nothing stands on the table" in outcome.reason
+    assert not arm.written
+
+
+def test_a_box_on_something_too_wide_is_said_and_nothing_moves(runtime, arm, monkeypatch) -> None:
+    answers(monkeypatch, Affordance(*pixel_of((BOWL.x_m, BOWL.y_m, 0.015)), 0.25, 0.3))
+    outcome = runtime.carry_out(Order("pick up the blue bowl", place=False))
+    assert not outcome.done and "wide" in outcome.reason
+    assert not arm.written
+
+
+def test_jaws_that_close_on_nothing_are_noticed_and_nothing_is_carried(runtime, arm, monkeypatch) -> None:
+    bowl = pixel_of((BOWL.x_m, BOWL.y_m, 0.01))
+    box = cube_box()
+    answers(monkeypatch, box, Trajectory(((box.x, box.y), bowl)))
+    outcome = runtime.carry_out(Order("put the red cube in the blue bowl", place=True), attempts=1)
+    assert not outcome.done and "closed on nothing" in outcome.reason
+    tip = runtime.kinematics.fk(arm.position)[:3, 3]
+    assert np.hypot(tip[0] - CUBE.x_m, tip[1] - CUBE.y_m) < 0.04  # still over the cube, not at the bowl
+    assert {"capture", "lift", "plan", "actuate"} <= set(runtime.tracer.summary())
+
+
+def test_a_held_object_is_carried_to_the_container(runtime, arm, monkeypatch) -> None:
+    bowl = pixel_of((BOWL.x_m, BOWL.y_m, 0.01))
+    box = cube_box()
+    answers(monkeypatch, box, Trajectory(((box.x, box.y), bowl)))
+    monkeypatch.setattr(edge.loop, "is_holding", lambda *args: True)
+    outcome = runtime.carry_out(Order("put the red cube in the blue bowl", place=True))
+    assert outcome.done and outcome.attempts == 1
+    tip = runtime.kinematics.fk(arm.position)[:3, 3]
+    assert np.hypot(tip[0] - BOWL.x_m, tip[1] - BOWL.y_m) < 0.04
