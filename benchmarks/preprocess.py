@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.machine import machine
 from edge.preprocess import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH_PX, PATCH_VALUES, SIDE_PX, TEMPORAL, preprocess
 
 FRAME_WIDTH, FRAME_HEIGHT = 640, 480
@@ -85,24 +85,6 @@ def measure(contenders: dict[str, Contender], rgb: NDArray[np.uint8], runs: int)
             if turn >= 3:  # the first turns warm caches and allocators
                 times_ms[name].append((clock_s * 1e3, cpu_s * 1e3))
     return {name: np.array(times) for name, times in times_ms.items()}
-
-
-def machine() -> dict[str, object]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__}
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "load_1min": os.getloadavg()[0],
-        **versions,
-    }
 
 
 def main() -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +27,6 @@ from drivers.camera.sim import SimCamera
 from drivers.errors import UserError
 from drivers.protocols import Arm, Camera
 from drivers.robot import Robot, load_robot
-from drivers.sim.film import film
 from drivers.sim.process import SimulatedTable
 from drivers.sim.render import look_at
 from drivers.sim.scene import Look, Scene, Task, draw_look, draw_scene, draw_task
@@ -39,6 +35,7 @@ from edge.ask import SHIPPED_BUNDLE
 from edge.control import Controller
 from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
+from edge.film import Cinema
 from edge.loop import Order, Runtime
 from edge.motion import plan_move
 from edge.report import (
@@ -48,7 +45,6 @@ from edge.report import (
     report,
     write_png,
     write_report,
-    write_video,
 )
 from edge.trace import Tracer, latency_table
 
@@ -56,7 +52,6 @@ CALIBRATION_VIEWS = 12
 # Where a tape measure says the camera stands: good to a centimetre or two. Calibration finds the rest.
 CAMERA_GUESS = look_at(np.array([0.50, 0.0, 0.44]), np.array([0.195, 0.0, 0.0]))
 SETTLE_S = 0.5
-FPS = 10
 
 
 def register(subparsers: Any) -> None:
@@ -84,19 +79,14 @@ def run(args: argparse.Namespace) -> int:
     engine = OnnxEngine(load_bundle(args.bundle))
     robot = load_robot()
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "frames").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {args.out}: cannot be made ({error.strerror}); name another folder") from None
     console = Console()
     plans = _draw(args.seed, args.episodes)
     tracer = Tracer()
     episodes: list[Episode] = []
-    films: list[Future[Path]] = []
-    # A film is a luxury: it is made beside the run by a process that yields to the arm's.
-    with (
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_yield_to_others) as cinema,
-        _progress(console) as progress,
-    ):
+    with _progress(console) as progress, Cinema(args.out / "demo.mp4") as cinema:
         line = progress.add_task("calibration: choosing arm poses", total=CALIBRATION_VIEWS + args.episodes)
 
         def say(text: str, steps: int = 0) -> None:
@@ -123,16 +113,16 @@ def run(args: argparse.Namespace) -> int:
                 runtime.say = partial(_say_of, say, title)
                 episode, states = _episode(table, runtime, plan)
                 episodes.append(episode)
-                write_png(args.out / f"episode-{k + 1:02d}.png", decision_picture(episode))
+                write_png(args.out / "frames" / f"{k + 1:02d}.png", episode.outcome.frame.rgb)
+                picture = decision_picture(episode)
+                write_png(args.out / f"episode-{k + 1:02d}.png", picture)
+                cinema.add(plan.scene, states, picture, title, episode.success)
                 write_report(args.out / "report.json", report(episodes, tracer, extra))
                 mark = "[green]✓[/green]" if episode.success else "[red]✗[/red]"
                 progress.console.print(f"{mark} {title}: {episode.verdict}", highlight=False)
-                path = args.out / f".film-{k:02d}.npy"
-                films.append(cinema.submit(_film, path, plan.scene, states, title, episode.success))
                 say("parking the arm", steps=1)
             late_s = table.late_s()
         say("finishing the film")
-        write_video(args.out / "demo.mp4", _cut(films), FPS)
     console.print(outcome_table(episodes))
     console.print(latency_table(tracer.summary()))
     if late_s > 0.0:
@@ -237,30 +227,3 @@ def _progress(console: Console) -> Progress:
 
 def _say_of(say: Callable[[str], None], title: str, text: str) -> None:
     say(f"{title}: {text}")
-
-
-def _yield_to_others() -> None:
-    os.nice(15)
-
-
-def _film(path: Path, scene: Scene, states: list[State], caption: str, success: bool) -> Path:
-    """Render an episode's states into a file of frames (n, 360, 480, 3)."""
-    frames = []
-    for rgb in film(scene, states):
-        picture = rgb.copy()
-        cv2.rectangle(picture, (0, 336), (480, 360), (24, 27, 33), -1)
-        cv2.putText(picture, caption, (8, 352), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (232, 234, 238), 1, cv2.LINE_AA)
-        frames.append(picture)
-    colour = (64, 200, 90) if success else (220, 60, 60)
-    for picture in frames[-FPS:]:
-        cv2.rectangle(picture, (0, 0), (479, 359), colour, 4)
-    np.save(path, np.array(frames, np.uint8))
-    return path
-
-
-def _cut(films: list[Future[Path]]) -> Iterator[NDArray[np.uint8]]:
-    for future in films:
-        path = future.result()
-        yield from np.load(path)
-        path.unlink()
-

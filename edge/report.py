@@ -1,15 +1,13 @@
-"""What a run leaves behind: report.json, a picture of every decision, a video, and the tables on the terminal."""
+"""What a run leaves behind: report.json, a picture of every decision, and the tables on the terminal."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -106,17 +104,3 @@ def outcome_table(episodes: list[Episode]) -> Table:
         )
     return table
 
-
-def write_video(path: Path, frames: Iterable[Image], fps: int) -> None:
-    """H.264 in MP4, yuv420p, which every ordinary player opens. Frames (h, w, 3) RGB, h and w even."""
-    partial = path.with_name(path.stem + ".partial.mp4")
-    with av.open(str(partial), "w", options={"movflags": "+faststart"}) as container:
-        stream: Any = None
-        for rgb in frames:
-            if stream is None:
-                stream = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "veryfast"})
-                stream.height, stream.width, stream.pix_fmt = rgb.shape[0], rgb.shape[1], "yuv420p"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
-        if stream is not None:
-            container.mux(stream.encode())
-    os.replace(partial, path)

@@ -6,10 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import cv2
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from drivers.errors import UserError
-from training.scenes import make_scenes
+from training.scenes import load_shard, make_scenes
+
+SAMPLES = 8
 
 
 def register(subparsers: Any) -> None:
@@ -33,4 +36,10 @@ def run(args: argparse.Namespace) -> int:
         line = progress.add_task("", total=args.count)
         for done in make_scenes(args.out, args.count, args.seed, args.workers):
             progress.update(line, completed=done)
+    samples = args.out / "samples"
+    samples.mkdir(exist_ok=True)
+    rgb, _, _ = load_shard(sorted(args.out.glob("scenes-*.npz"))[0])
+    for k, image in enumerate(rgb[:SAMPLES]):
+        cv2.imwrite(str(samples / f"{k:02d}.png"), image[:, :, ::-1])
+    print(f"{args.out}: {args.count} scenes; the first {SAMPLES} as pictures in {samples}")
     return 0

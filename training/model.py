@@ -10,6 +10,11 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLCo
 from training.tokenizer import token_id
 
 
+# Rows and columns of an image sit in the slow end of the rotary frequencies. On a grid of 6x8 tokens the usual 10,000
+# turns a step of one column by at most 0.003 rad, which cannot be told from none; 10 turns it by up to 0.27 rad.
+ROPE_THETA = 10.0
+
+
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """About 7 M parameters: vision 5 blocks of 192, language 5 layers of 256."""
 
@@ -24,8 +29,8 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
-            "rope_theta": 10_000.0,
-            "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [8, 12, 12]},
+            "rope_theta": ROPE_THETA,
+            "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [4, 14, 14]},
             "tie_word_embeddings": True,
             "bos_token_id": token("<|endoftext|>"),
             "eos_token_id": token("<|im_end|>"),

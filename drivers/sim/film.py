@@ -15,7 +15,7 @@ from drivers.sim.server import State
 from drivers.sim.world import build_model
 
 SPECTATOR = Intrinsics(width=480, height=360, fx=470.0, fy=470.0, cx=239.5, cy=179.5)
-_EYE_M, _TARGET_M = np.array([0.42, -0.46, 0.34]), np.array([0.15, 0.0, 0.06])
+_EYE_M, _TARGET_M = np.array([0.52, -0.54, 0.40]), np.array([0.13, 0.0, 0.11])
 
 
 def film(scene: Scene, states: list[State]) -> Iterator[NDArray[np.uint8]]:

@@ -1,9 +1,8 @@
-"""What a run leaves: a report with the promised keys, and a video that a decoder reads back."""
+"""What a run leaves: a report with the promised keys, and pictures."""
 
 import json
 from pathlib import Path
 
-import av
 import numpy as np
 
 from drivers.protocols import Frame
@@ -11,7 +10,7 @@ from drivers.sim.render import CAMERA
 from edge.contract import Affordance, Answer
 from edge.decode import Decision
 from edge.loop import Order, Outcome
-from edge.report import Episode, decision_picture, outcome_table, report, write_report, write_video
+from edge.report import Episode, decision_picture, outcome_table, report, write_report
 from edge.trace import Tracer
 
 
@@ -45,14 +44,3 @@ def test_a_picture_can_be_made_even_where_nothing_was_decided() -> None:
 def test_the_table_shows_every_episode() -> None:
     table = outcome_table([episode(True), episode(False)])
     assert table.row_count == 2 and "1 of 2" in str(table.title)
-
-
-def test_a_video_comes_back_as_h264_with_every_frame(tmp_path: Path) -> None:
-    frames = [np.full((64, 96, 3), 20 * k, np.uint8) for k in range(12)]
-    write_video(tmp_path / "run.mp4", iter(frames), 10)
-    with av.open(str(tmp_path / "run.mp4")) as container:
-        stream = container.streams.video[0]
-        decoded = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-    assert len(decoded) == len(frames)
-    assert all(abs(float(d.mean()) - float(f.mean())) < 4 for d, f in zip(decoded, frames, strict=True))
