@@ -95,7 +95,10 @@ class Arm(Protocol):
         ...
 
     def enable(self) -> JointState:
-        """Write the present positions as goals, then switch torque on. The arm does not move."""
+        """Write the present positions as goals, then switch torque on. The arm does not move.
+
+        Raises DeviceError when that fails; torque is then as it was found.
+        """
         ...
 
     def write(self, position_rad: NDArray[np.float64]) -> None:

@@ -139,11 +139,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"robot file {path}: {error.strerror}; name an existing robot file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"robot file {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"robot file {path}: expected a mapping of fields")
-    if "schema" in content and content["schema"] != SCHEMA:
+    if "schema" in content and (content["schema"] != SCHEMA or isinstance(content["schema"], bool)):
         raise UserError(f"robot file {path}: schema {content['schema']!r} is not supported; expected {SCHEMA}")
     return content
 

@@ -40,6 +40,8 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Decide and print; 0 when done."""
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: expected 0 or more")
     rgb = read_image(args.image)
     engine = OnnxEngine(load_bundle(args.bundle))
     tracer = Tracer()

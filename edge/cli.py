@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import select
 import sys
@@ -18,11 +19,10 @@ OUR_PACKAGES = ("edge", "drivers", "calib", "export", "training")
 DESCRIPTIONS = {
     "demo": "pick and place in simulation, through the real path, with a report",
     "ask": "one decision on one image file",
-    "calibrate": "find where the camera is in the arm's base frame",
     "export": "turn a trained checkpoint into a verified bundle",
     "data": "generate training scenes with their answers",
     "train": "train a model on generated scenes; resumes where it stopped",
-    "eval": "measure a bundle or a checkpoint on held-out scenes",
+    "eval": "measure a bundle on held-out scenes",
 }
 
 USER_ERROR = 2
@@ -53,9 +53,9 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    2 after one line on stderr where the user can mend it (UserError, a missing optional package, wrong arguments by
-    argparse's SystemExit); 130 after Ctrl-C, once the command's own cleanup is through; 141 when the reader of stdout
-    has gone. Anything else is a bug of ours and keeps its traceback.
+    2 after one line on stderr where the user can mend it (UserError, a file that the system refuses to read or write, a
+    missing optional package, wrong arguments by argparse's SystemExit); 130 after Ctrl-C, once the command's own
+    cleanup is through; 141 when the reader of stdout has gone. Anything else is a bug of ours and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
@@ -80,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The interpreter flushes stdout once more on its way out; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:  # about no file the user named
+            raise
+        return _complain(": ".join(str(part) for part in (error.filename, error.strerror) if part is not None))
 
 
 def _complain(message: str) -> int:

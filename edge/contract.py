@@ -89,12 +89,14 @@ def prompt_text(task: Task, instruction: str) -> str:
     there already are all accepted.
 
     Raises:
-        UserError: the instruction is empty or holds a control token of the chat template.
+        UserError: the instruction is empty, is not text, or holds a control token of the chat template.
     """
     text = instruction.replace(IMAGE_LITERAL, "").strip()
     text = text.removesuffix(SUFFIX[task].strip()).strip()
     if not text:
         raise UserError("instruction: is empty; say what to do, for example: put the red cube in the blue bowl")
+    if any("\ud800" <= char <= "\udfff" for char in text):  # what Python makes of an argument that is not UTF-8
+        raise UserError("instruction: is not UTF-8 text; write it again, or set the terminal to UTF-8")
     if control := _CONTROL.search(text):
         raise UserError(f"instruction: holds the control token {control.group()}; write plain text")
     return text + SUFFIX[task]

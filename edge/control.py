@@ -41,14 +41,15 @@ class Stopped(Exception):
 
 
 class _Terminated(SystemExit):
-    """SIGTERM, turned into an exception so that the arm parks on the way out; the process then leaves with 143."""
+    """SIGTERM or SIGHUP as an exception, so that the arm parks on the way out; the exit code is 128 + signal."""
 
 
 class Controller:
     """Runs trajectories on an arm.
 
-    As a context manager it enables the arm on entry and, on any way out (an error, Ctrl-C and SIGTERM included), parks
-    at ``rest_rad`` before torque goes off. One motion runs at a time; parking stops one that runs in another thread.
+    As a context manager it enables the arm on entry and, on any way out (an error, Ctrl-C, SIGTERM, a closed
+    terminal), parks at ``rest_rad`` before torque goes off. One motion runs at a time; parking stops one that runs in
+    another thread.
 
     Args:
         arm: an open arm, torque off. The gripper is its last joint.
@@ -66,17 +67,21 @@ class Controller:
         self._setpoint_rad: Array | None = None
         self._motion = threading.Lock()
         self._abort = threading.Event()
-        self._previous_handler: Any = None
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Controller:
         if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGTERM, _raise_terminated)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                    self._previous_handlers[number] = signal.signal(number, _raise_terminated)
         try:
             self.startup()
         except BaseException:
-            # An aborted start must not leave the arm energized; it has not moved, so it is where it lay.
+            # An aborted start must not leave the arm energized; it has not moved, so it is where it lay. Where enabling
+            # itself failed, the arm has put torque back as it was: cutting it could drop an arm found in the air.
             try:
-                self.arm.disable()
+                if self.arm.torque_on:
+                    self.arm.disable()
             finally:
                 self._restore_handler()
             raise
@@ -105,7 +110,6 @@ class Controller:
         """Torque on without a movement; the measured joints (n,), which the arm now holds."""
         state = self.arm.enable()
         self._setpoint_rad = np.array(state.position_rad, dtype=float)
-        self.arm.write(self._setpoint_rad)
         return self._setpoint_rad.copy()
 
     def hold(self) -> None:
@@ -236,9 +240,9 @@ class Controller:
             time.sleep(0.02)
 
     def _restore_handler(self) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGTERM, self._previous_handler)
-            self._previous_handler = None
+        while self._previous_handlers:
+            number, handler = self._previous_handlers.popitem()
+            signal.signal(number, handler)
 
 
 def _sample(trajectory: JointTrajectory, elapsed_s: float) -> Array:
@@ -260,11 +264,19 @@ def _quietly(action: Callable[[], None]) -> None:
 
 
 def _unless_interrupted(action: Callable[[], None]) -> None:
-    """Run ``action`` again if Ctrl-C or SIGTERM comes while it runs: an impatient user still wants the arm parked."""
+    """Run ``action`` again if Ctrl-C or SIGTERM comes while it runs: an impatient user still wants the arm parked.
+
+    Raises MotionError when it is interrupted once more: whoever insists wants the arm to stand still.
+    """
     try:
-        action()
+        try:
+            action()
+        except (KeyboardInterrupt, _Terminated):
+            action()
     except (KeyboardInterrupt, _Terminated):
-        action()
+        raise MotionError(
+            "arm: parking was interrupted twice, so torque stays on; support it, then switch its power off"
+        ) from None
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:

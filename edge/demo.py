@@ -86,6 +86,30 @@ def run(args: argparse.Namespace) -> int:
     plans = _draw(args.seed, args.episodes)
     tracer = Tracer()
     episodes: list[Episode] = []
+    try:
+        late_s = _play(args, engine, robot, plans, episodes, tracer, console)
+    except KeyboardInterrupt:
+        # Only said where it is so: had parking failed, its own error would be here instead.
+        console.print("stopped; the arm is parked and its torque is off")
+        raise
+    console.print(outcome_table(episodes))
+    console.print(latency_table(tracer.summary()))
+    if late_s > 0.0:
+        console.print(f"The machine was too busy for real time: the simulation lost {late_s:.1f} s.")
+    console.print(f"report, pictures and video: {args.out}/", highlight=False)
+    return 0
+
+
+def _play(
+    args: argparse.Namespace,
+    engine: OnnxEngine,
+    robot: Robot,
+    plans: list[_Plan],
+    episodes: list[Episode],
+    tracer: Tracer,
+    console: Console,
+) -> float:
+    """Calibrate, then one episode after the other, into ``episodes``; how much time the simulation lost."""
     with _progress(console) as progress, Cinema(args.out / "demo.mp4") as cinema:
         line = progress.add_task("calibration: choosing arm poses", total=CALIBRATION_VIEWS + args.episodes)
 
@@ -123,12 +147,7 @@ def run(args: argparse.Namespace) -> int:
                 say("parking the arm", steps=1)
             late_s = table.late_s()
         say("finishing the film")
-    console.print(outcome_table(episodes))
-    console.print(latency_table(tracer.summary()))
-    if late_s > 0.0:
-        console.print(f"The machine was too busy for real time: the simulation lost {late_s:.1f} s.")
-    console.print(f"report, pictures and video: {args.out}/", highlight=False)
-    return 0
+    return late_s
 
 
 def _draw(seed: int, count: int) -> list[_Plan]:

@@ -38,9 +38,9 @@ def draw_decision(
         reasoning: wrapped under it; what does not fit ends in an ellipsis.
 
     Returns:
-        (480, w * 480 / h + 320, 3) uint8, red first.
+        (480, w * 480 / h + 320, 3) uint8, red first; the frame is at least a pixel wide.
     """
-    width = round(rgb.shape[1] * _FRAME_HEIGHT_PX / rgb.shape[0])
+    width = max(1, round(rgb.shape[1] * _FRAME_HEIGHT_PX / rgb.shape[0]))
     shrinks = rgb.shape[0] > _FRAME_HEIGHT_PX
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     frame = np.asarray(cv2.resize(rgb, (width, _FRAME_HEIGHT_PX), interpolation=method), np.uint8)

@@ -59,8 +59,12 @@ def export_bundle(
         raise UserError(f"--out {out}: is there already and is not a bundle; name another folder")
     pictures = read_images(images) if images else made_up_images()
     model = load_checkpoint(checkpoint)
+    tokenizer_json = _tokenizer_json(checkpoint)
     grid = _grid(model.config, size_px)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made ({error.strerror}); name another folder") from None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work, Progress(*columns) as progress:
         graphs = progress.add_task(f"graphs, {quantization}", total=2)
@@ -72,7 +76,7 @@ def export_bundle(
         ):
             _write_graph(write, folder / name, quantization)
             progress.advance(graphs)
-        (folder / TOKENIZER).write_text(_tokenizer_json(checkpoint), encoding="utf-8")
+        (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
         manifest = _manifest(model, grid, quantization, checkpoint, folder)
         _write_manifest(folder, manifest)
         bundle = load_bundle(folder)
@@ -99,14 +103,24 @@ def load_checkpoint(checkpoint: Path) -> Any:
         if config.model_type != "qwen2_5_vl":
             where = checkpoint / "config.json"
             raise UserError(f"checkpoint {where}: model_type is {config.model_type}, expected qwen2_5_vl")
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation="eager"
+        model, loading = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            checkpoint, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"checkpoint {checkpoint}: Transformers cannot load it: {str(error).splitlines()[0]}") from None
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds; safetensors and tokenizers raise bare ones
+        raise _not_loaded(checkpoint, error) from None
+    if loading["missing_keys"]:  # Transformers makes weights up for these
+        name, n = min(loading["missing_keys"]), len(loading["missing_keys"])
+        raise UserError(f"checkpoint {checkpoint}: {n} weights are missing, {name} among them; save it again in full")
     if getattr(model.config.text_config, "use_sliding_window", False):
         raise UserError(f"checkpoint {checkpoint / 'config.json'}: use_sliding_window is on; that is not exported")
     return model.eval()
+
+
+def _not_loaded(checkpoint: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"checkpoint {checkpoint}: Transformers cannot load it: {reason}")
 
 
 def read_images(folder: Path) -> list[NDArray[np.uint8]]:
@@ -165,7 +179,10 @@ def _tokenizer_json(checkpoint: Path) -> str:
     """The tokenizer with the tokens that Transformers adds to tokenizer.json, without padding or truncation."""
     from transformers import PreTrainedTokenizerFast
 
-    backend = PreTrainedTokenizerFast.from_pretrained(checkpoint).backend_tokenizer
+    try:
+        backend = PreTrainedTokenizerFast.from_pretrained(checkpoint).backend_tokenizer
+    except Exception as error:  # tokenizers raises bare Exception
+        raise _not_loaded(checkpoint, error) from None
     backend.no_padding()
     backend.no_truncation()
     text: str = backend.to_str()
@@ -230,7 +247,12 @@ def _put_in_place(folder: Path, out: Path) -> None:
     old = folder.with_name(f"{out.name}.old")
     if out.exists():
         out.rename(old)
-    folder.rename(out)
+    try:
+        folder.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -31,7 +31,13 @@ def _place_name(box: tuple[float, float, float, float]) -> str:
 
 def _listing(seen: tuple[Seen, ...]) -> str:
     ordered = sorted(seen, key=lambda s: s.box[0])
-    return "; ".join(f"{s.name} [" + ", ".join(f"{v:.2f}" for v in s.box) + "]" for s in ordered)
+    return "; ".join(_with_box(s) for s in ordered)
+
+
+def _with_box(seen: Seen) -> str:
+    """Said again where it matters: naming an item and giving its box is one habit, and the output then repeats what
+    stands just before it. Without this, boxes of the wrong item came out with the right item named."""
+    return f"{seen.name} [" + ", ".join(f"{v:.2f}" for v in seen.box) + "]"
 
 
 def _nearest(seen: tuple[Seen, ...], target: Seen) -> Seen | None:
@@ -46,7 +52,7 @@ def affordance_answer(seen: tuple[Seen, ...], target: Seen) -> Answer:
     near = _nearest(seen, target)
     beside = f" near the {near.name}" if near else ""
     reasoning = (
-        f"I see {_listing(seen)}. The target is the {target.name}, {_place_name(target.box)}{beside}. "
+        f"I see {_listing(seen)}. The target is the {_with_box(target)}, {_place_name(target.box)}{beside}. "
         "I grasp it from above, across its narrow side."
     )
     return Answer(reasoning, Affordance(*(round(v, 2) for v in target.box)))
@@ -55,8 +61,8 @@ def affordance_answer(seen: tuple[Seen, ...], target: Seen) -> Answer:
 def trajectory_answer(seen: tuple[Seen, ...], target: Seen, container: Seen) -> Answer:
     """From ``target`` to ``container``, evenly spaced."""
     reasoning = (
-        f"I see {_listing(seen)}. The {target.name}, {_place_name(target.box)}, goes to the {container.name}, "
-        f"{_place_name(container.box)}. I carry it straight across, above everything else."
+        f"I see {_listing(seen)}. The {_with_box(target)}, {_place_name(target.box)}, goes to the "
+        f"{_with_box(container)}, {_place_name(container.box)}. I carry it straight across, above everything else."
     )
     start, end = np.array(target.box[:2]), np.array(container.box[:2])
     points = [start + (end - start) * k / (POINTS - 1) for k in range(POINTS)]

@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     """Render what is missing; 0 when done."""
     if args.count < 1 or args.workers < 1:
         raise UserError("--count and --workers: expected at least 1")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: expected 0 or more")
     columns = (TextColumn("rendering scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         line = progress.add_task("", total=args.count)

@@ -34,6 +34,10 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures; 0 when done."""
+    if args.count < 1:
+        raise UserError(f"--count {args.count}: expected at least 1")
+    if args.json and not args.json.absolute().parent.is_dir():  # said before minutes of work, not after
+        raise UserError(f"--json {args.json}: its folder does not exist; make it, or name another file")
     engine = OnnxEngine(load_bundle(args.bundle))
     paths = sorted(args.data.glob("scenes-*.npz"))
     if not paths:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from drivers.errors import UserError
 from drivers.sim.render import CAMERA, camera_pose, render, scaled
 from drivers.sim.scene import Scene, draw_scene
 from drivers.sim.world import build_model, item_of_geom, set_arm
@@ -72,7 +74,7 @@ def label_scene(scene: Scene, rng: np.random.Generator) -> LabelledScene | None:
 def _make_shard(job: tuple[Path, int, int]) -> int:
     folder, seed, count = job
     path = folder / f"scenes-{seed:08d}.npz"
-    if path.exists():
+    if path.exists() and len(load_shard(path)[2]) >= count:
         return count
     rng = np.random.default_rng([seed, 0x5CE4E])
     made: list[LabelledScene] = []
@@ -105,10 +107,16 @@ def make_scenes(folder: Path, count: int, seed: int, workers: int = 2) -> Iterat
 
 
 def load_shard(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int8], list[tuple[Seen, ...]]]:
-    """(n, 168, 224, 3) images, (n, 6, 8) token labels and what each image shows."""
-    with np.load(path) as z:
-        raw: list[list[dict[str, Any]]] = json.loads(str(z["seen"]))
-        seen = [
-            tuple(Seen(s["colour"], s["shape"], s["is_container"], tuple(s["box"])) for s in items) for items in raw
-        ]
-        return z["rgb"], z["tokens"], seen
+    """(n, 168, 224, 3) images, (n, 6, 8) token labels and what each image shows.
+
+    Raises UserError for a damaged file.
+    """
+    try:
+        with np.load(path) as z:
+            raw: list[list[dict[str, Any]]] = json.loads(str(z["seen"]))
+            seen = [
+                tuple(Seen(s["colour"], s["shape"], s["is_container"], tuple(s["box"])) for s in items) for items in raw
+            ]
+            return z["rgb"], z["tokens"], seen
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"{path}: is damaged or holds no scenes; delete it and run vlar1 data sim again") from None

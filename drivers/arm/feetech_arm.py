@@ -15,6 +15,9 @@ from drivers.errors import DeviceError
 from drivers.protocols import JointState
 from drivers.robot import Robot
 
+OUTSIDE_RAD = 0.15
+"""A joint may be found so far beyond its limits, resting on a mechanical stop; further off, its zero is wrong."""
+
 
 def open_arm(robot: Robot, port: str | None = None) -> FeetechArm:
     """Open the arm that ``robot`` describes, on ``port`` or the port of the robot file.
@@ -75,9 +78,11 @@ class FeetechArm:
     def enable(self) -> JointState:
         """Write the present positions as goals, see that they arrived, then switch torque on. The arm does not move.
 
-        Raises DeviceError when a servo does not do its part; torque is then off again wherever it was off before.
+        Raises DeviceError when a servo does not do its part, or a joint is found far outside its limits; torque is then
+        off again wherever it was off before.
         """
         self._check_position_mode()
+        self._check_limits()
         found_off = [id for id in self._ids if not self.bus.read(id, tables.TORQUE_ENABLE)]
         touched: list[int] = []
         try:
@@ -91,7 +96,11 @@ class FeetechArm:
             if limp:
                 raise self._error(f"torque stays off on {self._named(limp)}; let hot servos cool, cycle the power")
         except BaseException as error:
-            still_on = self._switch_off([id for id in touched if id in found_off])
+            release = [id for id in touched if id in found_off]
+            try:
+                still_on = self._switch_off(release)
+            except KeyboardInterrupt:  # a second one, while the first is cleaned up after
+                still_on = self._switch_off(release)
             if still_on:
                 what = f"{self._named(still_on)} may be left with torque: hold the arm and cut its power"
                 raise DeviceError(f"{error or type(error).__name__}; {what}") from error
@@ -135,6 +144,16 @@ class FeetechArm:
             if mode := self.bus.read(id, tables.OPERATING_MODE):
                 what = f"{self._named([id])} has Operating_Mode {mode}, expected 0 (position)"
                 raise self._error(f"{what}; write 0 to register {tables.OPERATING_MODE.address}")
+
+    def _check_limits(self) -> None:
+        """Setpoints are clipped to the limits, so from outside them the first one would be a jump."""
+        q_rad = self.read().position_rad
+        for name, q, lower, upper in zip(self._names, q_rad, self._lower_rad, self._upper_rad, strict=True):
+            if not lower - OUTSIDE_RAD <= q <= upper + OUTSIDE_RAD:
+                raise self._error(
+                    f"{name} reads {q:.2f} rad, outside its limits {lower:.2f}..{upper:.2f}; correct its zero_count or "
+                    "direction in the robot file"
+                )
 
     def _write_goal(self, id: int, count: int) -> None:
         self.bus.write(id, tables.GOAL_POSITION, count)

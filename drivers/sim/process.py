@@ -37,7 +37,11 @@ class SimulatedTable:
         )
         self._process.start()
         theirs.close()
-        self.port = str(self._answer(START_TIMEOUT_S))
+        try:
+            self.port = str(self._answer(START_TIMEOUT_S))
+        except BaseException:
+            self.close()
+            raise
 
     def lay_out(self, scene: Scene, board: HeldBoard | None = None) -> None:
         """Referee: put other things on the table; the arm stays as it is."""
@@ -69,6 +73,7 @@ class SimulatedTable:
             self._process.join(3.0)
             if self._process.is_alive():
                 self._process.kill()
+                self._process.join()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> SimulatedTable:

@@ -109,8 +109,8 @@ def load_bundle(path: str | Path) -> Bundle:
         if image[name] % side_px:
             value = f"image.{name} is {image[name]}"
             raise UserError(f"bundle {folder / MANIFEST}: field {value}, not a multiple of {side_px}; export it again")
-    text = (folder / TOKENIZER).read_text(encoding="utf-8")
     try:
+        text = (folder / TOKENIZER).read_text(encoding="utf-8")
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare Exception
         raise UserError(f"bundle {folder / TOKENIZER}: not a tokenizer: {error}; export the bundle again") from None
@@ -136,7 +136,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"bundle {path}: cannot be read as JSON: {error}; export the bundle again") from None
     if not isinstance(manifest, dict):
         raise UserError(f"bundle {path}: is not a JSON object; export the bundle again")
-    if manifest.get("schema") != SCHEMA:
+    if manifest.get("schema") != SCHEMA or isinstance(manifest["schema"], bool):
         raise UserError(
             f"bundle {path}: field schema is {manifest.get('schema')!r}, this version reads {SCHEMA}; "
             "export the bundle again or install the matching version"

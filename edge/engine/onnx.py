@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from drivers.errors import UserError
 from edge.engine.bundle import LANGUAGE, VISION, Bundle
 from edge.engine.mrope import mrope_positions
+from edge.preprocess import PATCH_VALUES
 
 Floats = NDArray[np.float32]
 _SMALL_BYTES = 100_000_000
@@ -57,7 +58,7 @@ class OnnxEngine:
                 and one a physical core for others.
 
         Raises:
-            UserError: a graph cannot be loaded.
+            UserError: a graph cannot be loaded, or is not the one that the manifest describes.
         """
         self.bundle = bundle
         options = ort.SessionOptions()
@@ -67,6 +68,7 @@ class OnnxEngine:
         options.log_severity_level = 3
         self._vision = _session(bundle.path / VISION, options)
         self._language = _session(bundle.path / LANGUAGE, options)
+        _check_graphs(bundle, self._vision, self._language)
         self._outputs = [output.name for output in self._language.get_outputs()]
         self._no_image = np.zeros((0, bundle.hidden), np.float32)
         self._prefix: tuple[int, ...] = ()
@@ -164,3 +166,29 @@ def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     except Exception as error:  # ONNX Runtime's own exceptions derive from Exception alone
         line = str(error).splitlines()[0]
         raise UserError(f"bundle {path}: ONNX Runtime cannot load it: {line}") from None
+
+
+def _check_graphs(bundle: Bundle, vision: ort.InferenceSession, language: ort.InferenceSession) -> None:
+    """Raise UserError unless inputs and outputs have the names and sizes that follow from the manifest."""
+    cache = (bundle.kv_heads, None, bundle.head_dim)
+    past = {f"past_{kind}.{i}": cache for i in range(bundle.layers) for kind in ("key", "value")}
+    present = {f"{kind}.{i}": cache for i in range(bundle.layers) for kind in ("key", "value")}
+    n_patches = bundle.n_image_tokens * bundle.merge**2
+    text = {"input_ids": (None,), "image_embeds": (None, bundle.hidden), "position_ids": (3, None)}
+    for name, values, expected in (
+        (VISION, vision.get_inputs(), {"patches": (n_patches, PATCH_VALUES)}),
+        (VISION, vision.get_outputs(), {"image_embeds": (bundle.n_image_tokens, bundle.hidden)}),
+        (LANGUAGE, language.get_inputs(), text | past),
+        (LANGUAGE, language.get_outputs(), {"logits": (bundle.vocab,)} | present),
+    ):
+        shapes = {value.name: value.shape for value in values}
+        for tensor in [*expected, *shapes]:
+            # A size that the graph leaves open is a text or None there.
+            found = [size if isinstance(size, int) else None for size in shapes.get(tensor, ())]
+            wanted = expected.get(tensor, ())
+            fits = tensor in expected and tensor in shapes and len(found) == len(wanted)
+            if not fits or any(None not in pair and pair[0] != pair[1] for pair in zip(found, wanted, strict=True)):
+                raise UserError(
+                    f"bundle {bundle.path / name}: {tensor} is not as the manifest's fields image and model say; "
+                    "export the bundle again"
+                )

@@ -140,6 +140,30 @@ def test_ctrl_c_while_torque_goes_on_leaves_the_arm_limp(
     assert not arm.torque_on
 
 
+def test_a_second_ctrl_c_while_torque_goes_off_again_leaves_the_arm_limp(
+    arm: FeetechArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, interrupts = arm.bus.write, [(4, tables.TORQUE_ENABLE, 1), (2, tables.TORQUE_ENABLE, 0)]
+
+    def interrupted(id: int, register: tables.Register, value: int) -> None:
+        write(id, register, value)
+        if interrupts and (id, register, value) == interrupts[0]:
+            interrupts.pop(0)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(arm.bus, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        arm.enable()
+    assert not interrupts and not bank.torque_enabled().any()
+
+
+def test_a_joint_far_outside_its_limits_is_refused_before_anything_is_written(arm: FeetechArm, bank: ServoBank) -> None:
+    bank.set_present([2048, 1000, 3000, 2500, 1800, 3600])
+    with pytest.raises(DeviceError, match=r"gripper reads 2.38 rad, outside its limits -0.17..1.75.*zero_count"):
+        arm.enable()
+    assert not bank.writes
+
+
 def test_a_servo_that_cannot_be_released_is_named(
     arm: FeetechArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,13 @@ def test_a_field_that_cannot_be_used_is_named(tmp_path: Path, where: str, value:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"a: [", "not YAML"), (b"- 1", "expected a mapping"), (b"\xff\xfe\x00", "not YAML")]
+    ("content", "message"),
+    [
+        (b"a: [", "not YAML"),
+        (b"- 1", "expected a mapping"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"a: 2001-99-99", "not YAML"),
+    ],
 )
 def test_a_file_that_is_no_robot_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "robot.yaml"

@@ -59,6 +59,9 @@ def test_the_terminal_sees_the_reasoning_then_the_answer(
         ({"--overlay": "{tmp}/none/overlay.png"}, "cannot be written"),
         ({"--overlay": "{tmp}/overlay"}, "cannot be written"),
         ({"instruction": " "}, "instruction: is empty"),
+        ({"instruction": "pick \udcff"}, "not UTF-8"),
+        ({"--seed": "-1"}, "--seed -1: expected 0 or more"),
+        ({"--image": "a" * 5000}, "File name too long"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -81,10 +84,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert says in captured.err and captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("shape", [(480, 640), (1080, 1920), (33, 20)])
+@pytest.mark.parametrize("shape", [(480, 640), (1080, 1920), (33, 20), (5000, 1)])
 def test_a_picture_has_room_for_any_decision(shape: tuple[int, int]) -> None:
     rgb = np.full((*shape, 3), 128, np.uint8)
-    width = round(shape[1] * 480 / shape[0])
+    width = max(1, round(shape[1] * 480 / shape[0]))
     whole = draw_decision(
         rgb, Affordance(1.0, 1.0, 0.0001, 1.0), Trajectory(((1.0, 0.0), (0.0, 1.0))), "ä" * 500, "wörd 中 " * 900
     )

@@ -79,6 +79,12 @@ def test_user_error_is_one_line_and_exit_2(make_command, capsys: pytest.CaptureF
     assert captured.out == ""
 
 
+def test_a_file_the_system_refuses_is_one_line_and_exit_2(make_command, capsys: pytest.CaptureFixture[str]) -> None:
+    make_command("open('/no/such/folder/file', 'w')")
+    assert cli.main(["probe"]) == 2
+    assert capsys.readouterr().err == "vlar1: error: /no/such/folder/file: No such file or directory\n"
+
+
 def test_missing_package_is_one_line_and_exit_2(make_command, capsys: pytest.CaptureFixture[str]) -> None:
     make_command("import a_package_nobody_has.nn")
     assert cli.main(["probe"]) == 2

@@ -100,7 +100,7 @@ def test_every_cycle_is_traced() -> None:
 def test_starting_up_moves_nothing() -> None:
     arm = FakeArm(start=np.full(6, 0.4))
     assert np.allclose(started(arm).setpoint_rad, 0.4)
-    assert np.allclose(arm.written, 0.4)
+    assert arm.written == []
 
 
 def test_an_arm_that_is_elsewhere_does_not_move() -> None:
@@ -179,7 +179,7 @@ def test_ctrl_c_holds_at_once() -> None:
     arm.on_write = [lambda: None] * 10 + [interrupt]
     with pytest.raises(KeyboardInterrupt):
         controller.execute(short_move())
-    assert len(arm.written) == 1 + 11 + 1
+    assert len(arm.written) == 11 + 1
 
 
 def test_a_bus_failure_in_motion_is_the_error_that_is_seen() -> None:
@@ -225,14 +225,27 @@ def test_a_second_ctrl_c_does_not_keep_the_arm_from_parking() -> None:
     np.testing.assert_allclose(arm.written[-1], REST)
 
 
-def test_sigterm_parks_and_leaves_with_its_code() -> None:
+def test_a_third_ctrl_c_leaves_the_arm_where_it_is_and_says_so() -> None:
     arm = FakeArm()
-    before = signal.getsignal(signal.SIGTERM)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(MotionError, match="torque stays on"), Controller(arm, Tracer(), REST):
+        arm.on_write = [lambda: None, interrupt, lambda: None, lambda: None, interrupt]
+        raise KeyboardInterrupt
+    assert arm.torque_on and "disable" not in arm.events
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_parks_and_leaves_with_its_code(number: signal.Signals) -> None:
+    arm = FakeArm()
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as leaving, Controller(arm, Tracer(), REST) as controller:
-        arm.on_write = [lambda: None] * 5 + [lambda: os.kill(os.getpid(), signal.SIGTERM)]
+        arm.on_write = [lambda: None] * 5 + [lambda: os.kill(os.getpid(), number)]
         controller.execute(short_move())
-    assert leaving.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert leaving.value.code == 128 + number
+    assert signal.getsignal(number) is before
     assert not arm.torque_on
     np.testing.assert_allclose(arm.written[-1], REST)
 
@@ -262,16 +275,28 @@ def test_one_lost_answer_does_not_keep_the_arm_from_parking() -> None:
 
 
 def test_an_aborted_start_leaves_no_torque() -> None:
-    class Refusing(FakeArm):
-        def write(self, position_rad: np.ndarray) -> None:
-            raise DeviceError("/dev/fake: no answer")
+    class Interrupted(FakeArm):
+        def enable(self) -> JointState:
+            super().enable()
+            raise KeyboardInterrupt
 
-    arm = Refusing()
+    arm = Interrupted()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(DeviceError), Controller(arm, Tracer(), REST):
+    with pytest.raises(KeyboardInterrupt), Controller(arm, Tracer(), REST):
         pytest.fail("the body must not run")
     assert not arm.torque_on
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_start_that_fails_does_not_drop_an_arm_found_in_the_air() -> None:
+    class Refusing(FakeArm):
+        def enable(self) -> JointState:
+            raise DeviceError("/dev/fake: no answer")
+
+    arm = Refusing()
+    with pytest.raises(DeviceError, match="no answer"), Controller(arm, Tracer(), REST):
+        pytest.fail("the body must not run")
+    assert arm.events == []
 
 
 def test_parking_stops_a_motion_in_another_thread() -> None:

@@ -171,6 +171,11 @@ def _no_tokenizer(folder: Path) -> None:
     _rehash(folder, TOKENIZER)
 
 
+def _binary_tokenizer(folder: Path) -> None:
+    (folder / TOKENIZER).write_bytes(b"\xff\xfe")
+    _rehash(folder, TOKENIZER)
+
+
 def _no_image_token(folder: Path) -> None:
     text = (folder / TOKENIZER).read_text(encoding="utf-8").replace("<|image_pad|>", "<|picture|>")
     (folder / TOKENIZER).write_text(text, encoding="utf-8")
@@ -202,6 +207,7 @@ DAMAGES = {
     "cut graph": (lambda folder: (folder / VISION).write_bytes(b"x"), "vision.onnx: is damaged"),
     "flipped bit": (lambda folder: _flip(folder / LANGUAGE), "language.onnx: is damaged: its SHA-256"),
     "no tokenizer": (_no_tokenizer, "not a tokenizer"),
+    "binary tokenizer": (_binary_tokenizer, "not a tokenizer"),
     "no image token": (_no_image_token, "lacks the token"),
 }
 
@@ -223,5 +229,28 @@ def test_a_graph_that_is_none_is_refused_in_one_line(tiny_bundle: Path, tmp_path
     (folder / LANGUAGE).write_bytes(b"no graph")
     _rehash(folder, LANGUAGE)
     with pytest.raises(UserError, match="ONNX Runtime cannot load it") as raised:
+        OnnxEngine(load_bundle(folder))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("model", "layers", 1),
+        ("model", "layers", 3),
+        ("model", "hidden", 65),
+        ("model", "kv_heads", 3),
+        ("model", "vocab", 5000),
+        ("image", "width_px", 252),
+        ("image", "patch_px", 7),
+    ],
+)
+def test_graphs_that_are_not_the_manifests_are_refused_in_one_line(
+    tiny_bundle: Path, tmp_path: Path, section: str, field: str, value: int
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    _edit(folder, **{section: json.loads((folder / MANIFEST).read_text())[section] | {field: value}})
+    with pytest.raises(UserError, match="not as the manifest") as raised:
         OnnxEngine(load_bundle(folder))
     assert "\n" not in str(raised.value)

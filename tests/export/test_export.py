@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -175,5 +176,34 @@ def test_what_cannot_be_exported_is_one_line(
     (tmp_path / "full" / "broken.png").write_text("no image")
     with pytest.raises(UserError, match=says) as raised:
         _run(*(part.format(checkpoint=tiny_checkpoint, tmp=tmp_path) for part in argv))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "b").exists()
+
+
+def _lose_a_layer(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "layers.1." not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_lose_a_layer, "weights are missing"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "cannot load it"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "cannot load it"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot load it"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line_and_makes_no_bundle(
+    tiny_checkpoint: Path, tmp_path: Path, damage, says: str
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    damage(checkpoint)
+    with pytest.raises(UserError, match=says) as raised:
+        _run(str(checkpoint), "--out", str(tmp_path / "b"))
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "b").exists()
