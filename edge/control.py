@@ -29,6 +29,7 @@ _TRACKING_LIMIT_RAD = 0.30  # lag of a healthy servo at full speed is about a th
 _TRACKING_TIME_S = 0.4
 _CHECK_EVERY = 5  # cycles between reads: a read costs as much bus time as a write
 _PARK_ATTEMPTS = 3
+_NEAR_REST_RAD = 0.3  # the arm lies where it is switched off
 _SETTLE_TIME_S = 1.0
 
 
@@ -55,13 +56,22 @@ class Controller:
         arm: an open arm, torque off. The gripper is its last joint.
         tracer: gets one ``actuate`` duration for each cycle.
         rest_rad: (n,) folded and supported: torque may go off there.
+        ready_rad: (n,) clear of the table: parking from far away goes there first, so as not to sweep over it.
         rate_hz: of setpoints. At each cycle no setpoint moves further than twice the planner's velocity limit allows.
     """
 
-    def __init__(self, arm: Arm, tracer: Tracer, rest_rad: ArrayLike | None = None, rate_hz: float = RATE_HZ) -> None:
+    def __init__(
+        self,
+        arm: Arm,
+        tracer: Tracer,
+        rest_rad: ArrayLike | None = None,
+        rate_hz: float = RATE_HZ,
+        ready_rad: ArrayLike | None = None,
+    ) -> None:
         self.arm = arm
         self.tracer = tracer
         self.rest_rad: Array | None = None if rest_rad is None else np.asarray(rest_rad, dtype=float)
+        self.ready_rad: Array | None = None if ready_rad is None else np.asarray(ready_rad, dtype=float)
         self.period_s = 1.0 / rate_hz
         self.max_step_rad = 2.0 * VELOCITY_RAD_S * self.period_s
         self._setpoint_rad: Array | None = None
@@ -173,6 +183,8 @@ class Controller:
         for _ in range(_PARK_ATTEMPTS):
             try:
                 self.hold()
+                if self.ready_rad is not None and np.abs(self.setpoint_rad - rest_rad)[:-1].max() > _NEAR_REST_RAD:
+                    self._execute(plan_move(self.setpoint_rad, self._gripped(self.ready_rad)), None)
                 self._execute(plan_move(self.setpoint_rad, rest_rad), None)
                 self._settle(rest_rad)
                 self.arm.disable()
@@ -182,6 +194,12 @@ class Controller:
         raise MotionError(
             f"arm: could not be parked, so torque stays on; support it, then switch its power off ({error})"
         ) from error
+
+    def _gripped(self, position_rad: Array) -> Array:
+        """A pose with the gripper as it is told now: what is held is not dropped on the way."""
+        kept = position_rad.copy()
+        kept[-1] = self.setpoint_rad[-1]
+        return kept
 
     def _stream(self, trajectory: JointTrajectory, previous: Array, stop: threading.Event | None) -> None:
         start_s = time.perf_counter()

@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     """0 when the run came to its end, whatever the arm achieved; the report says that."""
     if args.episodes < 1:
         raise UserError(f"--episodes {args.episodes}: expected at least 1")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: expected 0 or more")
     engine = OnnxEngine(load_bundle(args.bundle))
     robot = load_robot()
     try:
@@ -86,17 +88,20 @@ def run(args: argparse.Namespace) -> int:
     plans = _draw(args.seed, args.episodes)
     tracer = Tracer()
     episodes: list[Episode] = []
+    late_s = 0.0
     try:
         late_s = _play(args, engine, robot, plans, episodes, tracer, console)
     except KeyboardInterrupt:
         # Only said where it is so: had parking failed, its own error would be here instead.
         console.print("stopped; the arm is parked and its torque is off")
         raise
-    console.print(outcome_table(episodes))
-    console.print(latency_table(tracer.summary()))
+    finally:
+        if episodes:
+            console.print(outcome_table(episodes))
+            console.print(latency_table(tracer.summary()))
+            console.print(f"report, pictures and video: {args.out}/", highlight=False)
     if late_s > 0.0:
         console.print(f"The machine was too busy for real time: the simulation lost {late_s:.1f} s.")
-    console.print(f"report, pictures and video: {args.out}/", highlight=False)
     return 0
 
 
@@ -120,7 +125,7 @@ def _play(
             SimulatedTable(robot, Scene((), plans[0].scene.look), args.seed) as table,
             closing(SimCamera(table.camera_address)) as camera,
             closing(open_arm(robot, table.port)) as arm,
-            Controller(arm, Tracer(), robot.rest_rad) as controller,
+            Controller(arm, Tracer(), robot.rest_rad, ready_rad=robot.ready_rad) as controller,
         ):
             look = plans[0].scene.look
             calibration = _calibrate(table, arm, camera, controller, robot, look, args, say)
@@ -144,7 +149,8 @@ def _play(
                 write_report(args.out / "report.json", report(episodes, tracer, extra))
                 mark = "[green]✓[/green]" if episode.success else "[red]✗[/red]"
                 progress.console.print(f"{mark} {title}: {episode.verdict}", highlight=False)
-                say("parking the arm", steps=1)
+                say(title, steps=1)
+            say("parking the arm")
             late_s = table.late_s()
         say("finishing the film")
     return late_s

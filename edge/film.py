@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import signal
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from drivers.errors import UserError
 from drivers.sim.film import film
 from drivers.sim.scene import Scene
 from drivers.sim.server import State
@@ -63,6 +65,7 @@ class Cinema:
     """Takes recorded episodes while the run goes on; leaving the context waits for the video to be finished."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         context = multiprocessing.get_context("spawn")
         self._queue = context.Queue()
         self._process = context.Process(target=_work, args=(self._queue, path), name="cinema", daemon=True)
@@ -76,25 +79,39 @@ class Cinema:
     ) -> None:
         self._queue.put(None)
         self._process.join()
+        if self._process.exitcode and kind is None:
+            self._queue.cancel_join_thread()
+            raise UserError(f"{self._path}: the video could not be made; see what its process printed above")
 
     def add(self, scene: Scene, states: list[State], decision: Image, title: str, success: bool) -> None:
         """One more episode: its states, and the picture of what was decided, shown beside them."""
         self._queue.put((scene, states, decision, title, success))
 
 
-def _work(queue: Any, path: Path) -> None:
+def _work(episodes: Any, path: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends first, then the film of what there was
     os.nice(15)
     cv2.setNumThreads(1)
     writer = VideoWriter(path)
     try:
-        while (episode := queue.get()) is not None:
+        while (episode := _next(episodes)) is not None:
             scene, states, decision, title, success = episode
             for k, rgb in enumerate(film(scene, states)):
                 over = k >= len(states) - _VERDICT_FRAMES
                 writer.write(compose(rgb, decision, title, success if over else None))
     finally:
         writer.close()
+
+
+def _next(episodes: Any) -> Any:
+    """The next episode; None when there are no more, or nobody is left to send any."""
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive():
+        try:
+            return episodes.get(timeout=1.0)
+        except queue.Empty:
+            continue
+    return None
 
 
 def compose(rgb: Image, decision: Image, title: str, success: bool | None) -> Image:

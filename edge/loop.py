@@ -12,7 +12,7 @@ from calib.file import Calibration
 from drivers.errors import UserError
 from drivers.protocols import Camera, Frame
 from drivers.robot import Robot
-from edge.contract import Affordance, Trajectory
+from edge.contract import Affordance, Task, Trajectory
 from edge.control import Controller, MotionError
 from edge.decode import Decision, decide
 from edge.engine.onnx import Engine
@@ -99,10 +99,12 @@ class Runtime:
             grasp_decision = path_decision = None
             try:
                 self.say("thinking")
-                grasp_decision = self._decide(frame, order, "affordance")
-                if order.place:
-                    path_decision = self._decide(frame, order, "trajectory")
-                decision_s += time.monotonic() - began
+                try:
+                    grasp_decision = self._decide(frame, order, "affordance")
+                    if order.place:
+                        path_decision = self._decide(frame, order, "trajectory")
+                finally:
+                    decision_s += time.monotonic() - began
                 grasp, pick, place = self._plan(frame, grasp_decision, path_decision)
             except UserError as error:  # nothing there, too wide, out of reach: said in words, nothing moved
                 return Outcome(
@@ -122,9 +124,8 @@ class Runtime:
             not reason, reason or "done", attempt, frame, grasp_decision, path_decision, decision_s, motion_s
         )
 
-    def _decide(self, frame: Frame, order: Order, task: str) -> Decision:
-        kind = "affordance" if task == "affordance" else "trajectory"
-        return decide(self.engine, frame.rgb, kind, order.instruction, tracer=self.tracer)  # type: ignore[arg-type]
+    def _decide(self, frame: Frame, order: Order, task: Task) -> Decision:
+        return decide(self.engine, frame.rgb, task, order.instruction, tracer=self.tracer)
 
     def _plan(
         self, frame: Frame, grasp_decision: Decision, path_decision: Decision | None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from drivers.errors import UserError
 from edge.contract import Affordance, Trajectory
 from edge.loop import Order, Outcome
 from edge.overlay import draw_decision
@@ -46,7 +47,9 @@ def decision_picture(episode: Episode) -> Image:
 
 
 def write_png(path: Path, rgb: Image) -> None:
-    cv2.imwrite(str(path), rgb[:, :, ::-1])
+    """Raises UserError where it cannot be written."""
+    if not cv2.imwrite(str(path), rgb[:, :, ::-1]):
+        raise UserError(f"{path}: cannot be written; is the disk full, or the folder not yours?")
 
 
 def report(episodes: list[Episode], tracer: Tracer, extra: dict[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import mujoco
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from drivers.errors import UserError
+from drivers.robot import load_robot
+from drivers.sim.render import CAMERA, camera_pose, render
+from drivers.sim.scene import draw_scene
+from drivers.sim.world import build_model, set_arm
 from edge import contract
 from edge.engine.bundle import LANGUAGE, MANIFEST, SCHEMA, TOKENIZER, VISION, Bundle, file_sha256, load_bundle
 from export import verify
@@ -49,7 +54,7 @@ def export_bundle(
         out: the bundle's folder; an older bundle there is replaced, any other folder with something in it is not.
         quantization: ``fp32`` or ``int8``.
         size_px: width and height of the image the vision graph takes.
-        images: folder of images to verify on; None makes some up.
+        images: folder of images to verify on; None renders some of the simulated table.
 
     Raises:
         UserError: the checkpoint, the size, the images or `out` cannot be used, or the bundle disagrees with
@@ -57,7 +62,7 @@ def export_bundle(
     """
     if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: is there already and is not a bundle; name another folder")
-    pictures = read_images(images) if images else made_up_images()
+    pictures = read_images(images) if images else rendered_images()
     model = load_checkpoint(checkpoint)
     tokenizer_json = _tokenizer_json(checkpoint)
     grid = _grid(model.config, size_px)
@@ -141,18 +146,18 @@ def read_images(folder: Path) -> list[NDArray[np.uint8]]:
     return images
 
 
-def made_up_images() -> list[NDArray[np.uint8]]:
-    """`N_CASES` images of coloured boxes on a shaded ground with noise."""
-    generator = np.random.default_rng(0)
+def rendered_images() -> list[NDArray[np.uint8]]:
+    """`N_CASES` views of simulated tables, as their camera gives them: (480, 640, 3) RGB, the same every time."""
+    robot = load_robot()
     images = []
-    for _ in range(N_CASES):
-        ground = np.linspace(90, 200, 480)[:, None, None] + generator.normal(0, 6, (480, 640, 3))
-        image = np.clip(ground, 0, 255).astype(np.uint8)
-        for _ in range(4):
-            x, y = int(generator.integers(0, 560)), int(generator.integers(0, 400))
-            color = tuple(int(value) for value in generator.integers(0, 256, 3))
-            cv2.rectangle(image, (x, y), (x + 70, y + 70), color, -1)
-        images.append(image)
+    for seed in range(N_CASES):
+        rng = np.random.default_rng([seed, 0xE4])
+        scene = draw_scene(rng)
+        model = build_model(scene)
+        data = mujoco.MjData(model)
+        set_arm(model, data, robot.ready_rad)
+        mujoco.mj_kinematics(model, data)
+        images.append(render(model, data, scene.look, camera_pose(scene.look), CAMERA, rng).rgb)
     return images
 
 

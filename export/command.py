@@ -21,7 +21,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--image-size", default="224x168", metavar="WxH", help="pixels the model sees (default: 224x168)"
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="images to verify on (default: made up)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="images to verify on (default: simulated tables)")
     parser.set_defaults(func=run)
 
 

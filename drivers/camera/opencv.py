@@ -109,7 +109,7 @@ class _Newest:
     def stop(self) -> None:
         with self._changed:
             self._running = False
-        self._thread.join()
+        self._thread.join(2.0)  # a camera that hangs in its driver must not hang the exit
 
     def _run(self) -> None:
         while self._running:

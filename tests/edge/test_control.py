@@ -324,3 +324,21 @@ def test_parking_without_torque_does_nothing() -> None:
     arm = FakeArm()
     Controller(arm, Tracer(), REST).park()
     assert arm.written == [] and arm.events == []
+
+
+def test_parking_from_far_away_goes_by_the_ready_pose_and_from_near_it_does_not() -> None:
+    ready = np.array([0.0, -0.8, 0.6, -0.4, 0.0, 0.3])
+    far = np.array([0.9, 0.5, -0.4, 0.6, 0.2, 0.5])
+    arm = FakeArm(far)
+    controller = started(arm, ready_rad=ready, rate_hz=1000.0)
+    arm.written.clear()
+    controller.park()
+    passed = np.abs(np.array(arm.written)[:, :5] - ready[:5]).max(axis=1)
+    assert passed.min() < 1e-6 and arm.events[-1] == "disable"
+    assert np.abs(arm.written[int(passed.argmin())][-1] - far[-1]) < 1e-6  # what is held is kept until the rest pose
+
+    arm = FakeArm(REST + 0.05)
+    controller = started(arm, ready_rad=ready, rate_hz=1000.0)
+    arm.written.clear()
+    controller.park()
+    assert np.abs(np.array(arm.written) - ready).max(axis=1).min() > 0.2

@@ -77,7 +77,7 @@ def test_a_tied_table_is_stored_once(tiny_bundle: Path, model) -> None:
 def test_int8_holds_no_float_matrix(tiny_checkpoint: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    for i, image in enumerate(build.made_up_images()[:2]):
+    for i, image in enumerate(build.rendered_images()[:2]):
         cv2.imwrite(str(images / f"{i}.png"), image)
     out = tmp_path / "int8"
     assert _run(str(tiny_checkpoint), "--out", str(out), "--quant", "int8", "--images", str(images)) == 0
@@ -100,6 +100,8 @@ def test_weights_beyond_protobufs_limit_lie_beside_the_graph(
 ) -> None:
     monkeypatch.setattr(graphs, "_EXTERNAL_ABOVE_BYTES", 1000)
     monkeypatch.setattr(build, "N_CASES", 1)
+    # Random weights choose between near ties; what is tested here is where the weights lie.
+    monkeypatch.setattr(verify, "INT8_AGREEMENT", 0.5)
     out = tmp_path / "bundle"
     assert _run(str(tiny_checkpoint), "--out", str(out), "--quant", quantization) == 0
     files = load_bundle(out).manifest["files"]
