@@ -32,7 +32,7 @@ class Recipe:
 
     vision_steps: int = 1000
     language_steps: int = 1800
-    joint_steps: int = 500
+    joint_steps: int = 400
     seed: int = 0
 
 
