@@ -17,7 +17,7 @@ from training.batched_tower import encode_batch
 from training.images import COLOUR_NAMES, N_TOKENS, SHAPE_NAMES, Dataset, DenseLabels, dense_labels, to_patches
 from training.sequences import IGNORE, Batch, collate
 from training.tokenizer import NUMBERS
-from training.vision import DenseHead, Log, dense_loss, learning_rate
+from training.vision import DenseHead, Log, dense_loss, learning_rate, load_state
 
 BOX_LAYER = 2  # the language model's image tokens know their absolute boxes after this layer; the rest is for reading
 NUMBER_SIGMA = 0.8  # in hundredths: a number next to the right one is nearly right
@@ -139,7 +139,7 @@ def train_sft(
     optimizer = torch.optim.AdamW(params, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.03)
     start = 0
     if out.exists():
-        state = torch.load(out, weights_only=True)
+        state = load_state(out)
         model.load_state_dict(state["model"])
         reader.load_state_dict(state["reader"])
         if head is not None:

@@ -10,12 +10,14 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from drivers.errors import UserError
 from training.batched_tower import encode_batch
 from training.images import (
     CELLS,
@@ -81,6 +83,15 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
+def load_state(path: Path) -> dict[str, Any]:
+    """What a stage saved. Raises UserError for a damaged file."""
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:  # torch and its unpickler raise many kinds
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to begin its stage anew") from None
+    return state
+
+
 def pretrain_vision(
     tower: nn.Module,
     data: Dataset,
@@ -104,7 +115,7 @@ def pretrain_vision(
     optimizer = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     start = 0
     if out.exists():
-        state = torch.load(out, weights_only=True)
+        state = load_state(out)
         tower.load_state_dict(state["tower"])
         head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])

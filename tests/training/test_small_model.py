@@ -179,5 +179,8 @@ def test_training_resumes_and_ends_in_a_folder_that_transformers_loads(
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint)
     assert len(PreTrainedTokenizerFast.from_pretrained(checkpoint)) == model.config.text_config.vocab_size
     assert json.loads((tmp_path / "recipe.json").read_text())["language_steps"] == 4
+    (tmp_path / "vision.pt").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="vision.pt: cannot be read"):
+        train_small(folder, tmp_path, recipe, lambda *a: None)
     with pytest.raises(UserError, match="holds a run with"):
         train_small(folder, tmp_path, Recipe(language_steps=5), lambda *a: None)
