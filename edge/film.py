@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import signal
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from drivers.errors import UserError
 from drivers.sim.film import film
+from drivers.sim.process import deaf_to_interrupts
 from drivers.sim.scene import Scene
 from drivers.sim.server import State
 
@@ -71,7 +71,8 @@ class Cinema:
         self._process = context.Process(target=_work, args=(self._queue, path), name="cinema", daemon=True)
 
     def __enter__(self) -> Cinema:
-        self._process.start()
+        with deaf_to_interrupts():  # the run ends first, then the film of what there was
+            self._process.start()
         return self
 
     def __exit__(
@@ -89,7 +90,6 @@ class Cinema:
 
 
 def _work(episodes: Any, path: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends first, then the film of what there was
     os.nice(15)
     cv2.setNumThreads(1)
     writer = VideoWriter(path)

@@ -6,6 +6,9 @@ import multiprocessing
 import shutil
 import signal
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,10 @@ class SimulatedTable:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_main, args=(theirs, self.camera_address, robot, scene, seed), name="tabletop", daemon=True
+            target=run, args=(theirs, self.camera_address, robot, scene, seed), name="tabletop", daemon=True
         )
-        self._process.start()
+        with deaf_to_interrupts():
+            self._process.start()
         theirs.close()
         try:
             self.port = str(self._answer(START_TIMEOUT_S))
@@ -95,7 +99,14 @@ class SimulatedTable:
         raise DeviceError("simulated table: its process ended or does not answer; see what it printed above")
 
 
-def _main(*args: Any) -> None:
-    # Ctrl-C is for the runtime, which parks the arm first; the table must stand until then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    run(*args)
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes started in here ignore Ctrl-C from their first moment: a terminal sends it to them too, but it is for
+    the runtime, which parks the arm first; until then the table must stand."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
