@@ -95,8 +95,10 @@ def _missing_package(command: str | None, missing: str) -> str:
     """Which extra brings what ``command`` lacks: the extras are named after the rooms that need them."""
     entry = commands().get(command or "")
     room = entry.module.partition(".")[0] if entry else ""
-    target = f"vlar1-edge[{room}]" if room in ("export", "training") else "vlar1-edge"
-    return f"`vlar1 {command}` needs the package {missing}, which is not installed: pip install '{target}'"
+    # torch by its exact version and first: asked for loosely, it brings gigabytes of GPU libraries.
+    extra = f"pip install torch==2.13.0 && pip install 'vlar1-edge[{room}]'"
+    how = extra if room in ("export", "training") else "pip install 'vlar1-edge'"
+    return f"`vlar1 {command}` needs the package {missing}, which is not installed: {how}"
 
 
 def _stdout_reader_gone() -> bool:

@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     rgb, _, _ = load_shard(sorted(args.out.glob("scenes-*.npz"))[0])
     for k, image in enumerate(rgb[:SAMPLES]):
         cv2.imwrite(str(samples / f"{k:02d}.png"), image[:, :, ::-1])
-    print(f"{args.out}: {args.count} scenes; the first {SAMPLES} as pictures in {samples}")
+    print(f"{args.out}: {args.count} scenes; the first of them as pictures in {samples}")
     return 0
