@@ -31,7 +31,7 @@ SYSTEM_PROMPT = "You are a helpful assistant."
 IMAGE_LITERAL = "<image>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
+IMAGE_PAD = "<|image_pad|>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 OUTPUT_OPEN, OUTPUT_CLOSE = "<output>", "</output>"
 MIN_POINTS, MAX_POINTS = 2, 16
@@ -211,9 +211,6 @@ def grammar(task: Task, max_points: int = MAX_POINTS) -> str:
     if task == "affordance":
         rules.append(r"SIZE: /0\.[0-9]{1,4}|1(\.0{1,4})?/ & ~/0\.0*/")
     return "\n".join(rules) + "\n"
-
-
-GRAMMAR: dict[Task, str] = {task: grammar(task) for task in TASKS}
 
 
 def longest_output(task: Task, n_points: int = MIN_POINTS) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-# Without these, glibc gives every large tensor back to the system and page-faults it in again: measured on two cores,
-# 6.7 s a language-model step of 32 without, 0.8 s with. They are read at process start, hence the restart below.
+# Without these, glibc gives every large tensor back to the system and page-faults it in again: on two busy
+# cores 6.7 s a language-model step of 32 without, 0.8 s with. They are read at process start, hence the restart below.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,7 +53,6 @@ def train_small(data_folder: Path, out: Path, recipe: Recipe, log: Log) -> Path:
     model = new_model(tokenizer, recipe.seed)
     number_ids = [tokenizer.encode(n)[0] for n in NUMBERS]
     smooth_number_embeddings(model, number_ids)
-    began = time.monotonic()
 
     def stage(name: str, steps: int) -> StageLog:
         return lambda step, figures: log(name, step, steps, figures)
@@ -91,11 +89,11 @@ def train_small(data_folder: Path, out: Path, recipe: Recipe, log: Log) -> Path:
         head=head,
         reader=reader,
     )
-    return save_checkpoint(model, tokenizer, out / "checkpoint", time.monotonic() - began)
+    return save_checkpoint(model, tokenizer, out / "checkpoint")
 
 
 def save_checkpoint(
-    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path, seconds: float
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> Path:
     """A folder that Transformers loads, weights in bfloat16, complete or not there."""
     partial = folder.with_name(folder.name + ".partial")

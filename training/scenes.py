@@ -7,6 +7,7 @@ import multiprocessing
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers.errors import UserError
+from drivers.robot import Robot, load_robot
 from drivers.sim.render import CAMERA, camera_pose, render, scaled
 from drivers.sim.scene import Scene, draw_scene
 from drivers.sim.world import build_model, item_of_geom, set_arm
 
 WIDTH_PX, HEIGHT_PX = 224, 168  # what the small model sees
 TOKEN_PX = 28  # one image token of Qwen2.5-VL: 14 px patches merged 2x2
-READY_RAD = np.array([0.0, -1.7, 1.3, -0.8, 0.0, 0.3])  # the pose an SO-101 decides from, see drivers/arm/so101.yaml
 SHARD = 500
 MIN_VISIBLE_PX = 30
 
@@ -49,11 +50,16 @@ class LabelledScene:
     tokens: NDArray[np.int8]
 
 
+@cache
+def _robot() -> Robot:
+    return load_robot()
+
+
 def label_scene(scene: Scene, rng: np.random.Generator) -> LabelledScene | None:
     """Render one scene at the model's size; None where an item is (nearly) hidden or out of the picture."""
     model = build_model(scene)
     data = mujoco.MjData(model)
-    set_arm(model, data, READY_RAD + np.array(scene.ready_jitter_rad))
+    set_arm(model, data, _robot().ready_rad + np.array(scene.ready_jitter_rad))
     mujoco.mj_kinematics(model, data)
     picture = render(model, data, scene.look, camera_pose(scene.look), scaled(CAMERA, WIDTH_PX, HEIGHT_PX), rng)
     item = item_of_geom(model)[picture.geom]

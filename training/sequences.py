@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from edge.contract import IM_END, IMAGE_PAD, format_answer, prompt_text, render_chat
+from edge.engine.mrope import mrope_positions
 from training.answers import Item
 from training.images import CELLS, N_TOKENS
 from training.tokenizer import token_id
@@ -34,17 +35,6 @@ def encode(tokenizer: PreTrainedTokenizerFast, item: Item) -> tuple[list[int], i
     return prompt + answer, len(prompt)
 
 
-def positions_of(ids: list[int], image_id: int) -> np.ndarray:
-    """(3, s) M-RoPE positions of a sequence with one image: text counts up in all three rows; image tokens share one
-    time and carry their row and column; text goes on after the largest of them (Qwen2-VL, section 2.1)."""
-    start = ids.index(image_id)
-    rows, cols = np.divmod(np.arange(N_TOKENS), CELLS[1])
-    before = np.tile(np.arange(start), (3, 1))
-    image = start + np.stack([np.zeros(N_TOKENS, int), rows, cols])
-    after = start + max(CELLS) + np.tile(np.arange(len(ids) - start - N_TOKENS), (3, 1))
-    return np.concatenate([before, image, after], 1)
-
-
 def collate(tokenizer: PreTrainedTokenizerFast, items: list[Item]) -> Batch:
     """A batch of conversations. Padding stands on the right, where a causal model never looks from the left."""
     image_id = token_id(tokenizer, IMAGE_PAD)
@@ -56,6 +46,6 @@ def collate(tokenizer: PreTrainedTokenizerFast, items: list[Item]) -> Batch:
     for k, (seq, n_prompt) in enumerate(encoded):
         ids[k, : len(seq)] = seq
         labels[k, n_prompt : len(seq)] = seq[n_prompt:]
-        positions[:, k, : len(seq)] = positions_of(seq, image_id)
+        positions[:, k, : len(seq)] = mrope_positions(seq, image_id, CELLS)
     t = torch.from_numpy(ids)
     return Batch(t, torch.from_numpy(labels), torch.from_numpy(positions), t == image_id)

@@ -12,7 +12,6 @@ from drivers.protocols import Intrinsics
 from drivers.sim.scene import Look
 
 CAMERA = Intrinsics(width=640, height=480, fx=800.0, fy=800.0, cx=319.5, cy=239.5)
-_TABLE_TOP_NORMAL = 0.9
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image as PIL_Image
+from transformers.models.qwen2_vl import image_processing_qwen2_vl as reference
 
 from edge import preprocess as pp
 from edge.preprocess import preprocess, smart_resize
-
-reference = pytest.importorskip("transformers.models.qwen2_vl.image_processing_qwen2_vl")
-PIL_Image = pytest.importorskip("PIL.Image")
 
 SIZES = st.tuples(st.integers(1, 120), st.integers(1, 120))
 TARGETS = st.tuples(st.integers(1, 6), st.integers(1, 6)).map(lambda blocks: (blocks[0] * 28, blocks[1] * 28))
