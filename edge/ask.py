@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 
 from drivers.errors import UserError
 from edge import contract
@@ -68,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_as_json(decision, args.task, stages)))
         return 0
     console.print()
-    console.print(f"[bold]{args.task}[/bold] {contract.format_output(decision.answer.output)}", markup=True)
+    output = decision.answer.output
+    said = contract.not_found(args.task, args.instruction) if output is None else contract.format_output(output)
+    console.print(f"[bold]{args.task}[/bold] {escape(said)}", markup=True)
     times = ", ".join(f"{name} {stage_ms:.1f}" for name, stage_ms in stages.items())
     console.print(f"{times} ms; {decision.n_tokens} tokens, {decision.n_forced_tokens} of them forced by the grammar")
     if args.overlay:
@@ -80,7 +83,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """An image file as (h, w, 3) RGB; raises UserError where it cannot be read."""
     if not path.is_file():
         raise UserError(f"--image {path}: no such file")
-    bgr = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+    try:
+        bgr = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+    except cv2.error:  # more pixels than OpenCV takes
+        bgr = None
     if bgr is None:
         raise UserError(f"--image {path}: is not an image that OpenCV reads; give a PNG or JPEG file")
     return np.ascontiguousarray(bgr[:, :, ::-1], dtype=np.uint8)
@@ -94,6 +100,7 @@ def _write_overlay(path: Path, rgb: NDArray[np.uint8], decision: Decision, instr
         output if isinstance(output, Trajectory) else None,
         instruction,
         decision.answer.reasoning,
+        not_found=output is None,
     )
     try:
         written = cv2.imwrite(str(path), picture[:, :, ::-1])
@@ -105,7 +112,11 @@ def _write_overlay(path: Path, rgb: NDArray[np.uint8], decision: Decision, instr
 
 def _as_json(decision: Decision, task: str, stages_ms: dict[str, float]) -> dict[str, Any]:
     output = decision.answer.output
-    value: Any = vars(output) if isinstance(output, Affordance) else [list(point) for point in output.points]
+    value: Any = output
+    if isinstance(output, Affordance):
+        value = vars(output)
+    elif isinstance(output, Trajectory):
+        value = [list(point) for point in output.points]
     return {
         "task": task,
         "output": value,

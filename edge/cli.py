@@ -20,9 +20,9 @@ DESCRIPTIONS = {
     "demo": "pick and place in simulation, through the real path, with a report",
     "ask": "one decision on one image file",
     "export": "turn a trained checkpoint into a verified bundle",
-    "data": "generate training scenes with their answers",
-    "train": "train a model on generated scenes; resumes where it stopped",
-    "eval": "measure a bundle on held-out scenes",
+    "data": "make, convert and reason about training data",
+    "train": "train a checkpoint: supervised, then GRPO; resumes where it stopped",
+    "eval": "measure a bundle or a checkpoint on held-out images",
 }
 
 USER_ERROR = 2

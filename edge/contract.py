@@ -76,10 +76,10 @@ Output = Affordance | Trajectory
 
 @dataclass(frozen=True)
 class Answer:
-    """One parsed answer: the free text of the think block and the output."""
+    """One parsed answer: the free text of the think block and the output; None where what was named is not there."""
 
     reasoning: str
-    output: Output
+    output: Output | None
 
 
 def prompt_text(task: Task, instruction: str) -> str:
@@ -117,8 +117,10 @@ def render_chat(text: str, n_image_tokens: int = 1) -> str:
     return f"{render_prefix(text)}{IMAGE_PAD * n_image_tokens}{VISION_END}{IM_END}\n{IM_START}assistant\n"
 
 
-def format_output(output: Output) -> str:
-    """The JSON of an output in the spelling the model is trained on (two decimals)."""
+def format_output(output: Output | None) -> str:
+    """The JSON of an output in the spelling the model is trained on (two decimals); ``null`` for None."""
+    if output is None:
+        return "null"
     if isinstance(output, Affordance):
         return "{" + ", ".join(f'"{name}": {getattr(output, name):.2f}' for name in _BOX_FIELDS) + "}"
     return "[" + ", ".join(f"[{x:.2f}, {y:.2f}]" for x, y in output.points) + "]"
@@ -154,13 +156,15 @@ def parse_answer(text: str, task: Task | None = None) -> Answer:
     except (ValueError, RecursionError) as error:
         raise ContractError(f"output is not JSON: {error}") from None
     output = parse_output(value)
-    if task is not None and isinstance(output, Affordance) != (task == "affordance"):
+    if task is not None and output is not None and isinstance(output, Affordance) != (task == "affordance"):
         raise ContractError(f"output is a {type(output).__name__.lower()}, expected: {task}")
     return Answer(reasoning.strip() if closed else "", output)
 
 
-def parse_output(value: object) -> Output:
-    """The output a JSON value stands for; raises ContractError with the reason where it stands for none."""
+def parse_output(value: object) -> Output | None:
+    """The output a JSON value stands for, None for null; raises ContractError with the reason for any other value."""
+    if value is None:
+        return None
     if isinstance(value, dict):
         missing = [name for name in _BOX_FIELDS if name not in value]
         if missing:
@@ -173,7 +177,7 @@ def parse_output(value: object) -> Output:
         if not value:
             raise ContractError("trajectory has no points")
         return Trajectory(tuple(_point(point, index) for index, point in enumerate(value)))
-    raise ContractError(f"output is a {type(value).__name__}, expected a box object or a list of points")
+    raise ContractError(f"output is a {type(value).__name__}, expected a box object, a list of points or null")
 
 
 def _point(value: object, index: int) -> tuple[float, float]:
@@ -193,7 +197,7 @@ def grammar(task: Task, max_points: int = MAX_POINTS) -> str:
     """The Lark grammar (llguidance dialect) of one answer to `task`; every text it accepts, `parse_answer` accepts.
 
     Reasoning is any text without ``</think>``; then exactly one box, or 2 to `max_points` points, in the spelling of
-    training, numbers in [0, 1] with at most four decimals, width and height above zero.
+    training, numbers in [0, 1] with at most four decimals, width and height above zero; or ``null``.
     """
     if task == "affordance":
         output = r'"{\"x\": " NUMBER ", \"y\": " NUMBER ", \"width\": " SIZE ", \"height\": " SIZE "}"'
@@ -203,7 +207,7 @@ def grammar(task: Task, max_points: int = MAX_POINTS) -> str:
     rules = [
         f'start: "{THINK_OPEN}" reasoning "{OUTPUT_OPEN}" output "{OUTPUT_CLOSE}"',
         f'reasoning[suffix="{THINK_CLOSE}"]: /(?s:.*)/',
-        f"output: {output}",
+        f'output: {output} | "null"',
     ]
     if task == "trajectory":
         rules.append('point: "[" NUMBER ", " NUMBER "]"')
@@ -223,9 +227,16 @@ def longest_output(task: Task, n_points: int = MIN_POINTS) -> int:
     return len(THINK_CLOSE) + len(OUTPUT_OPEN) + body + len(OUTPUT_CLOSE)
 
 
-def output_opening(task: Task) -> str:
-    """What every answer to `task` holds once the thinking is over, up to the first number's separator."""
-    return THINK_CLOSE + OUTPUT_OPEN + ('{"x":' if task == "affordance" else "[[")
+def output_opening() -> str:
+    """What every answer holds once the thinking is over, short of the ``>`` that tokenizers merge with what follows."""
+    return THINK_CLOSE + OUTPUT_OPEN.removesuffix(">")
+
+
+def not_found(task: Task, instruction: str) -> str:
+    """What a user is told where the output of an answer to `task` is None: one line."""
+    what = "such thing" if task == "affordance" else "target to go to"
+    shown = " ".join("".join(char if char.isprintable() else " " for char in instruction).split())
+    return f'not found: the model sees no {what} for "{shown}"'
 
 
 def box_from_corners(corners: Sequence[float]) -> Affordance:

@@ -6,15 +6,16 @@ import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from drivers.errors import UserError
 from edge import contract
 from edge.contract import Answer, Task
-from edge.engine.bundle import Bundle
 from edge.engine.onnx import Engine
 from edge.preprocess import preprocess
 from edge.trace import Tracer
@@ -46,7 +47,7 @@ class Decision:
     """One answer and how it came about.
 
     Attributes:
-        answer: parsed; ``answer.output`` is of the kind the task asks for.
+        answer: parsed; ``answer.output`` is of the kind the task asks for, or None.
         text: as decoded, from ``<think>`` to ``</output>``.
         n_prompt_tokens, n_tokens: tokens in the prompt (image placeholders included) and in the answer.
         n_forced_tokens: answer tokens that the grammar left no choice about.
@@ -117,6 +118,22 @@ def decide(
     return Decision(answer, writer.text, len(ids), len(writer.tokens), writer.n_forced, writer.thinking_cut)
 
 
+class Vocabulary(Protocol):
+    """What writing an answer asks of a model: of its bundle, or of a checkpoint under evaluation."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def tokenizer_json(self) -> str: ...
+
+    @property
+    def vocab(self) -> int: ...
+
+    @property
+    def end_token(self) -> int: ...
+
+
 class AnswerWriter:
     """The grammar's side of decoding one answer: which tokens may come, which must, when it is over.
 
@@ -126,7 +143,7 @@ class AnswerWriter:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Vocabulary,
         task: Task,
         max_think_tokens: int,
         max_tokens: int,
@@ -188,7 +205,7 @@ class AnswerWriter:
 
     def _closing(self) -> list[int]:
         """Tokens that close the reasoning; none while a character is unfinished."""
-        closing = contract.output_opening(self._task)
+        closing = contract.output_opening()
         begun = next(n for n in range(len(contract.THINK_CLOSE) - 1, -1, -1) if self.text.endswith(closing[:n]))
         tokens: list[int] = self._bundle.tokenizer.encode(closing[begun:], add_special_tokens=False).ids
         return tokens if self._matcher.validate_tokens(tokens) == len(tokens) else []

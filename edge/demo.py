@@ -43,6 +43,7 @@ from edge.report import (
     decision_picture,
     outcome_table,
     report,
+    told,
     write_png,
     write_report,
 )
@@ -148,7 +149,7 @@ def _play(
                 cinema.add(plan.scene, states, picture, title, episode.success)
                 write_report(args.out / "report.json", report(episodes, tracer, extra))
                 mark = "[green]✓[/green]" if episode.success else "[red]✗[/red]"
-                progress.console.print(f"{mark} {title}: {episode.verdict}", highlight=False)
+                progress.console.print(f"{mark} {title}: {told(episode)}", highlight=False)
                 say(title, steps=1)
             say("parking the arm")
             late_s = table.late_s()

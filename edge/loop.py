@@ -12,7 +12,7 @@ from calib.file import Calibration
 from drivers.errors import UserError
 from drivers.protocols import Camera, Frame
 from drivers.robot import Robot
-from edge.contract import Affordance, Task, Trajectory
+from edge.contract import Affordance, Task, Trajectory, not_found
 from edge.control import Controller, MotionError
 from edge.decode import Decision, decide
 from edge.engine.onnx import Engine
@@ -86,7 +86,8 @@ class Runtime:
     def carry_out(self, order: Order, attempts: int = 2) -> Outcome:
         """Look, decide, plan and move; look again when the jaws came up empty. Starts from the ready pose.
 
-        Whatever cannot be decided, reached or grasped ends the order with its reason before anything moves.
+        Whatever is not found, cannot be decided, reached or grasped ends the order with its reason before anything
+        moves; so does an answer whose reasoning was cut short.
 
         Raises:
             DeviceError: the camera or the bus failed; the arm holds.
@@ -101,12 +102,14 @@ class Runtime:
                 self.say("thinking")
                 try:
                     grasp_decision = self._decide(frame, order, "affordance")
+                    _require_answer(grasp_decision, "affordance", order)
                     if order.place:
                         path_decision = self._decide(frame, order, "trajectory")
+                        _require_answer(path_decision, "trajectory", order)
                 finally:
                     decision_s += time.monotonic() - began
                 grasp, pick, place = self._plan(frame, grasp_decision, path_decision)
-            except UserError as error:  # nothing there, too wide, out of reach: said in words, nothing moved
+            except UserError as error:  # not found, too wide, out of reach: said in words, nothing moved
                 return Outcome(
                     False, str(error), attempt, frame, grasp_decision, path_decision, decision_s, motion_s
                 )
@@ -161,3 +164,10 @@ class Runtime:
 
     def _measured(self) -> np.ndarray:
         return self.controller.arm.read().position_rad
+
+
+def _require_answer(decision: Decision, task: Task, order: Order) -> None:
+    if decision.thinking_cut:  # what the grammar then forces out of the model is a guess
+        raise UserError("the model did not come to the end of its reasoning; say the order in other words")
+    if decision.answer.output is None:
+        raise UserError(not_found(task, order.instruction))

@@ -13,7 +13,7 @@ _Color = tuple[int, int, int]
 
 # RGB.
 _PAPER, _INK, _FAINT = (24, 27, 33), (232, 234, 238), (142, 150, 163)
-_BOX, _START, _END = (255, 176, 32), (64, 224, 255), (255, 72, 160)
+_BOX, _START, _END, _NONE = (255, 176, 32), (64, 224, 255), (255, 72, 160), (255, 110, 90)
 _HALO = (16, 18, 22)
 _FRAME_HEIGHT_PX = 480
 _PANEL_PX = 320
@@ -28,6 +28,7 @@ def draw_decision(
     trajectory: Trajectory | None,
     instruction: str,
     reasoning: str,
+    not_found: bool = False,
 ) -> _Image:
     """Draw what was asked, what was thought and what was decided.
 
@@ -36,6 +37,7 @@ def draw_decision(
         affordance, trajectory: what to draw on the frame; None for nothing.
         instruction: heads the panel.
         reasoning: wrapped under it; what does not fit ends in an ellipsis.
+        not_found: the answer was that what was named is not there: said on the frame and under the reasoning.
 
     Returns:
         (480, w * 480 / h + 320, 3) uint8, red first; the frame is at least a pixel wide.
@@ -48,8 +50,12 @@ def draw_decision(
         _draw_trajectory(frame, trajectory)
     if affordance is not None:
         _draw_box(frame, affordance)
+    facts = _facts(affordance, trajectory)
+    if not_found:
+        _label(frame, "not found", (10, 22), _NONE)
+        facts.append(("not found", _NONE))
     panel = np.full((_FRAME_HEIGHT_PX, _PANEL_PX, 3), _PAPER, np.uint8)
-    _write_panel(panel, affordance, trajectory, instruction, reasoning)
+    _write_panel(panel, facts, instruction, reasoning)
     return np.ascontiguousarray(np.hstack((frame, panel)), dtype=np.uint8)
 
 
@@ -89,17 +95,19 @@ def _draw_trajectory(frame: _Image, trajectory: Trajectory) -> None:
     _label(frame, "end", (round(x) + 10, round(y) - 8), _END)
 
 
-def _write_panel(
-    panel: _Image, affordance: Affordance | None, trajectory: Trajectory | None, instruction: str, reasoning: str
-) -> None:
-    bottom = _FRAME_HEIGHT_PX - _MARGIN_PX
-    facts: list[tuple[str, _Color]] = []
+def _facts(affordance: Affordance | None, trajectory: Trajectory | None) -> list[tuple[str, _Color]]:
+    facts = []
     if affordance is not None:
         box = affordance
         facts.append((f"box {box.x:.2f}, {box.y:.2f}   {box.width:.2f} x {box.height:.2f}", _BOX))
     if trajectory is not None:
         (x0, y0), (x1, y1) = trajectory.points[0], trajectory.points[-1]
         facts.append((f"path {x0:.2f}, {y0:.2f} to {x1:.2f}, {y1:.2f}", _END))
+    return facts
+
+
+def _write_panel(panel: _Image, facts: list[tuple[str, _Color]], instruction: str, reasoning: str) -> None:
+    bottom = _FRAME_HEIGHT_PX - _MARGIN_PX
     for text, color in reversed(facts):
         _write(panel, [text], bottom, 14, color, bold=True)
         bottom -= 22

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
 from drivers.errors import UserError
@@ -34,15 +35,17 @@ class Episode:
 
 def decision_picture(episode: Episode) -> Image:
     """The frame with the box and the path on it, the reasoning beside it: (480, w, 3) RGB."""
+    decisions = [d for d in (episode.outcome.grasp, episode.outcome.path) if d]
     box = episode.outcome.grasp.answer.output if episode.outcome.grasp else None
     path = episode.outcome.path.answer.output if episode.outcome.path else None
-    thoughts = [d.answer.reasoning for d in (episode.outcome.grasp, episode.outcome.path) if d]
+    thoughts = [d.answer.reasoning for d in decisions]
     return draw_decision(
         episode.outcome.frame.rgb,
         box if isinstance(box, Affordance) else None,
         path if isinstance(path, Trajectory) else None,
         episode.order.instruction,
         "\n".join(thoughts) or episode.outcome.reason,
+        not_found=any(d.answer.output is None for d in decisions),
     )
 
 
@@ -101,9 +104,14 @@ def outcome_table(episodes: list[Episode]) -> Table:
     table.add_column("motion s", justify="right")
     for e in episodes:
         mark = "[green]✓[/green]" if e.success else "[red]✗[/red]"
-        reason = e.verdict if e.success or e.outcome.done else f"{e.verdict} ({e.outcome.reason})"
         table.add_row(
-            e.order.instruction, f"{mark} {reason}", f"{e.outcome.decision_s:.2f}", f"{e.outcome.motion_s:.1f}"
+            e.order.instruction, f"{mark} {told(e)}", f"{e.outcome.decision_s:.2f}", f"{e.outcome.motion_s:.1f}"
         )
     return table
 
+
+def told(episode: Episode) -> str:
+    """What physics says and, where the robot gave up, why; rich markup."""
+    if episode.success or episode.outcome.done:
+        return escape(episode.verdict)
+    return escape(f"{episode.verdict} ({episode.outcome.reason})")

@@ -9,6 +9,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from drivers.errors import UserError
 from drivers.robot import load_robot
 from drivers.sim.render import CAMERA, camera_pose, render
-from drivers.sim.scene import draw_scene
+from drivers.sim.scene import draw_scene, draw_task
 from drivers.sim.world import build_model, set_arm
 from edge import contract
 from edge.engine.bundle import LANGUAGE, MANIFEST, SCHEMA, TOKENIZER, VISION, Bundle, file_sha256, load_bundle
@@ -62,7 +63,7 @@ def export_bundle(
     """
     if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: is there already and is not a bundle; name another folder")
-    pictures = read_images(images) if images else rendered_images()
+    questions = [verify.ask(i, image) for i, image in enumerate(read_images(images))] if images else made_up()
     model = load_checkpoint(checkpoint)
     tokenizer_json = _tokenizer_json(checkpoint)
     grid = _grid(model.config, size_px)
@@ -85,8 +86,8 @@ def export_bundle(
         manifest = _manifest(model, grid, quantization, checkpoint, folder)
         _write_manifest(folder, manifest)
         bundle = load_bundle(folder)
-        task = progress.add_task("Transformers' answers", total=len(pictures))
-        cases = verify.reference_cases(model, bundle, pictures, lambda: progress.advance(task))
+        task = progress.add_task("Transformers' answers", total=len(questions))
+        cases = verify.reference_cases(model, bundle, questions, lambda: progress.advance(task))
         check = progress.add_task("the bundle's answers", total=len(cases))
         result = verify.compare(bundle, cases, lambda: progress.advance(check))
         verify.require(result, quantization)
@@ -146,10 +147,14 @@ def read_images(folder: Path) -> list[NDArray[np.uint8]]:
     return images
 
 
-def rendered_images() -> list[NDArray[np.uint8]]:
-    """`N_CASES` views of simulated tables, as their camera gives them: (480, 640, 3) RGB, the same every time."""
+def made_up() -> list[verify.Question]:
+    """`N_CASES` views of simulated tables, as their camera gives them: (480, 640, 3) RGB, the same every time.
+
+    What is named is on the table, so that a model which says ``null`` otherwise answers in full; not so in the fourth
+    pair, which asks for what most tables lack.
+    """
     robot = load_robot()
-    images = []
+    questions = []
     for seed in range(N_CASES):
         rng = np.random.default_rng([seed, 0xE4])
         scene = draw_scene(rng)
@@ -157,8 +162,13 @@ def rendered_images() -> list[NDArray[np.uint8]]:
         data = mujoco.MjData(model)
         set_arm(model, data, robot.ready_rad)
         mujoco.mj_kinematics(model, data)
-        images.append(render(model, data, scene.look, camera_pose(scene.look), CAMERA, rng).rgb)
-    return images
+        image = render(model, data, scene.look, camera_pose(scene.look), CAMERA, rng).rgb
+        question = verify.ask(seed, image)
+        if seed // 2 % 4 != 3:
+            kind = "pick" if question.task == "affordance" else "place"
+            question = replace(question, instruction=draw_task(rng, scene, kind).instruction)
+        questions.append(question)
+    return questions
 
 
 def _grid(config: Any, size_px: tuple[int, int]) -> ImageGrid:

@@ -54,6 +54,15 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What both are asked: one image, (h, w, 3) uint8 RGB, and what to say of it."""
+
+    image: NDArray[np.uint8]
+    task: contract.Task
+    instruction: str
+
+
+@dataclass(frozen=True)
 class Case:
     """One input and what Transformers makes of it: ``tokens`` (n,) greedily, ``logits`` (n, vocab) before each."""
 
@@ -63,17 +72,22 @@ class Case:
     logits: NDArray[np.float32]
 
 
+def ask(i: int, image: NDArray[np.uint8]) -> Question:
+    """The `i`-th question, about an image of which nothing is known: tasks and instructions in turn."""
+    return Question(image, contract.TASKS[i % 2], INSTRUCTIONS[i // 2 % 2])
+
+
 def reference_cases(
-    model: Any, bundle: Bundle, images: Sequence[NDArray[np.uint8]], progress: Callable[[], None]
+    model: Any, bundle: Bundle, questions: Sequence[Question], progress: Callable[[], None]
 ) -> list[Case]:
-    """Transformers' greedy answers, fp32, to each image (RGB, uint8) with a task and instruction in turn."""
+    """Transformers' greedy answers, fp32, to each question."""
     rows, cols = bundle.grid
     grid_thw = torch.tensor([[1, rows * bundle.merge, cols * bundle.merge]])
     cases = []
-    for i, image in enumerate(images):
-        text = contract.prompt_text(contract.TASKS[i % 2], INSTRUCTIONS[i // 2 % 2])
+    for question in questions:
+        text = contract.prompt_text(question.task, question.instruction)
         ids = bundle.tokenizer.encode(contract.render_chat(text, bundle.n_image_tokens), add_special_tokens=False).ids
-        patches = preprocess(image, bundle.width_px, bundle.height_px)
+        patches = preprocess(question.image, bundle.width_px, bundle.height_px)
         with torch.no_grad():
             out = model.generate(
                 input_ids=torch.tensor([ids]),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from rich.console import Console
+from training import grpo, supervised
+from training.small import command as base
 
 # Without these, glibc gives every large tensor back to the system and page-faults it in again: on two busy
 # cores 6.7 s a language-model step of 32 without, 0.8 s with. They are read at process start, hence the restart below.
@@ -25,25 +26,13 @@ def register(subparsers: Any) -> None:
     """Add the subcommand."""
     parser: argparse.ArgumentParser = subparsers.add_parser("train", help="make a checkpoint")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sft = commands.add_parser("sft", help="the small model from scratch, supervised; resumes")
-    sft.add_argument("--data", type=Path, required=True, metavar="DIR", help="scenes of vlar1 data sim")
-    sft.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the stages and checkpoint/")
-    sft.set_defaults(func=run)
+    for room in (base, supervised, grpo):
+        room.add_parser(commands)
+    for command in commands.choices.values():
+        command.set_defaults(func=partial(_with_allocator, command.get_default("func")))
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train, or go on training; 0 when the checkpoint is written."""
+def _with_allocator(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
-    from training.recipe import Recipe, train_small
-
-    console = Console(highlight=False)
-    began = time.monotonic()
-
-    def log(stage: str, step: int, steps: int, figures: dict[str, float]) -> None:
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        console.print(f"{(time.monotonic() - began) / 60:6.1f} min  {stage} {step}/{steps}  {shown}")
-
-    folder = train_small(args.data, args.out, Recipe(), log)
-    console.print(f"checkpoint: {folder}")
-    return 0
+    return run(args)

@@ -1,90 +1,123 @@
-"""``vlar1 eval``: a deployed bundle against labelled scenes it has not seen."""
+"""``vlar1 eval``: a deployed bundle or a checkpoint against labelled images it has not seen."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import cv2
 from rich.console import Console
-from rich.progress import track
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from drivers.errors import UserError
-from edge.contract import Affordance, Trajectory
-from edge.decode import decide
 from edge.engine.bundle import load_bundle
-from edge.engine.onnx import Engine, OnnxEngine
-from training.answers import Item, affordance_answer, trajectory_answer
-from training.metrics import discrete_frechet, iou
-from training.scenes import Seen, load_shard
+from edge.engine.onnx import OnnxEngine
+from training.answering import Answerer, BundleAnswerer, CheckpointAnswerer
+from training.contact_sheet import draw_sheet, worst
+from training.data.sharegpt import load_image
+from training.evaluate import Question, Result, Skipped, evaluate, read_questions, report, split_figures
+
+SHOWN_FAULTS = 10
 
 
 def register(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser: argparse.ArgumentParser = subparsers.add_parser("eval", help="a bundle against labelled scenes")
-    parser.add_argument("--bundle", type=Path, required=True, help="of vlar1 export")
-    parser.add_argument("--data", type=Path, required=True, help="scenes of vlar1 data sim, of another seed")
-    parser.add_argument("--count", type=int, default=500, help="scenes, each asked for a box and a path (default: 500)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser: argparse.ArgumentParser = subparsers.add_parser("eval", help="a bundle or a checkpoint on held-out images")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--bundle", type=Path, metavar="DIR", help="of vlar1 export, run as on the robot")
+    model.add_argument("--checkpoint", type=Path, metavar="DIR", help="a Transformers folder, of vlar1 train")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="FILE.json", help="ShareGPT JSON, one file a split"
+    )
+    parser.add_argument("--count", type=int, help="items of each split, the first ones (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and every answer there")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write a picture of the worst answers there")
+    parser.add_argument("--no-grammar", action="store_true", help="let the model write freely")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the figures; 0 when done."""
-    if args.count < 1:
+    """Print the figures, write what was asked for; 0 when done."""
+    if args.count is not None and args.count < 1:
         raise UserError(f"--count {args.count}: expected at least 1")
-    if args.json and not args.json.absolute().parent.is_dir():  # said before minutes of work, not after
-        raise UserError(f"--json {args.json}: its folder does not exist; make it, or name another file")
-    engine = OnnxEngine(load_bundle(args.bundle))
-    paths = sorted(args.data.glob("scenes-*.npz"))
-    if not paths:
-        raise UserError(f"--data {args.data}: no scenes-*.npz here; make them with: vlar1 data sim --out {args.data}")
-    scenes = [(rgb, seen) for path in paths for rgb, seen in zip(*load_shard(path)[::2], strict=True)][: args.count]
-    figures = evaluate(engine, scenes) | {"quantization": engine.bundle.quantization}
-    table = Table(title=f"{args.bundle} on {len(scenes)} scenes")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, value if isinstance(value, str) else f"{value:.4g}")
-    Console().print(table)
+    for name, path in (("--json", args.json), ("--sheet", args.sheet)):
+        if path and (path.is_dir() or not path.absolute().parent.is_dir()):  # said before minutes of work, not after
+            raise UserError(f"{name} {path}: its folder does not exist, or it is one; make it, or name another file")
+    questions, faulty = read_questions(args.data, args.count)
+    answerer: Answerer
+    if args.bundle:
+        bundle = load_bundle(args.bundle)
+        answerer = BundleAnswerer(OnnxEngine(bundle), not args.no_grammar)
+        model = {"bundle": str(args.bundle), "quantization": bundle.quantization}
+    else:
+        answerer = CheckpointAnswerer(args.checkpoint, not args.no_grammar)
+        model = {"checkpoint": str(args.checkpoint)}
+    console = Console(highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    began = time.monotonic()
+    with Progress(*columns, console=console) as progress:
+        results, not_asked = evaluate(answerer, questions, progress)
+    how = model | {"grammar": not args.no_grammar, "seconds": round(time.monotonic() - began, 1)}
+    skipped = [*faulty, *not_asked]
+    for table in tables(results):  # before anything is written, which may fail
+        console.print(table)
+    _print_skipped(console, skipped, args.json)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        _write(args.json, (json.dumps(how | report(results, skipped), indent=1, ensure_ascii=False) + "\n").encode())
+    if args.sheet:
+        _write(args.sheet, _sheet(results, questions, str(args.bundle or args.checkpoint)))
     return 0
 
 
-def evaluate(engine: Engine, scenes: list[tuple[np.ndarray, tuple[Seen, ...]]]) -> dict[str, Any]:
-    """Ask every scene for the grasp of one object and for one path; targets are drawn, the same every time."""
-    rng = np.random.default_rng(0)
-    ious: list[float] = []
-    distances: list[float] = []
-    tokens: list[int] = []
-    for rgb, seen in track(scenes, description="deciding"):
-        for item in _items(rng, seen):
-            decision = decide(engine, rgb, item.task, item.instruction)
-            got, want = decision.answer.output, item.answer.output
-            tokens.append(decision.n_tokens)
-            if isinstance(got, Affordance) and isinstance(want, Affordance):
-                ious.append(iou(got, want))
-            elif isinstance(got, Trajectory) and isinstance(want, Trajectory):
-                distances.append(discrete_frechet(got.points, want.points))
-    return {
-        "scenes": len(scenes),
-        "mean_iou": float(np.mean(ious)),
-        "share_iou_50": float(np.mean(np.array(ious) >= 0.5)),
-        "mean_frechet": float(np.mean(distances)),
-        "median_frechet": float(np.median(distances)),
-        "mean_answer_tokens": float(np.mean(tokens)),
-    }
+def tables(results: Sequence[Result]) -> list[Table]:
+    """One table a split: each figure of each task, its 95 % interval and the number of items it is over."""
+    shown = []
+    for split, tasks in split_figures(results).items():
+        table = Table(title=escape(split), title_justify="left")
+        table.add_column("task")
+        table.add_column("figure")
+        for name in ("value", "95 % interval", "items"):
+            table.add_column(name, justify="right")
+        for task, of in tasks.items():
+            for k, (name, figure) in enumerate(of.items()):
+                interval = f"{figure.low:.3f} to {figure.high:.3f}"
+                table.add_row("" if k else task, name, f"{figure.value:.3f}", interval, str(figure.n))
+            table.add_section()
+        shown.append(table)
+    return shown
 
 
-def _items(rng: np.random.Generator, seen: tuple[Seen, ...]) -> list[Item]:
-    objects, containers = [s for s in seen if not s.is_container], [s for s in seen if s.is_container]
-    target, container = objects[int(rng.integers(len(objects)))], containers[int(rng.integers(len(containers)))]
-    pick, place = f"pick up the {target.name}", f"put the {target.name} in the {container.name}"
-    return [
-        Item("affordance", pick, affordance_answer(seen, target)),
-        Item("trajectory", place, trajectory_answer(seen, target, container)),
-    ]
+def _print_skipped(console: Console, skipped: Sequence[Skipped], listed: Path | None) -> None:
+    if skipped:
+        console.print(f"not asked: {len(skipped)} items")
+    for entry in skipped[:SHOWN_FAULTS]:
+        console.print(f"  {entry.split} item {entry.index}: {entry.reason}", markup=False, soft_wrap=True)
+    if len(skipped) > SHOWN_FAULTS:
+        where = f"all in {listed}" if listed else "all with --json FILE"
+        console.print(f"  and {len(skipped) - SHOWN_FAULTS} more, {where}", markup=False, soft_wrap=True)
+
+
+def _sheet(results: Sequence[Result], questions: Sequence[Question], title: str) -> bytes:
+    asked = {(q.split, q.index): q for q in questions}
+    cases = []
+    for split in dict.fromkeys(r.split for r in results):
+        for result in worst([r for r in results if r.split == split]):
+            question = asked[split, result.index]
+            cases.append((result, load_image(question.folder, question.item)))
+    ok, png = cv2.imencode(".png", draw_sheet(cases, title)[:, :, ::-1])
+    if not ok:
+        raise RuntimeError("OpenCV cannot write PNG")
+    return png.tobytes()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Complete or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -27,6 +27,19 @@ FINGER_GAP_M = 0.020  # free table around an item, so that a finger fits beside 
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where items are laid: a ring (inner, outer radius) about the arm's first axis, its half angle, and the free table
+    around each item. The default is what the arm reaches and its fingers need."""
+
+    reach_m: tuple[float, float] = REACH_M
+    sector_rad: float = SECTOR_RAD
+    gap_m: float = FINGER_GAP_M
+
+
+REACHABLE = Layout()
+
+
+@dataclass(frozen=True)
 class Item:
     """A thing on the table. ``size_m``: half extents (cube, bar), (radius, half height) or (radius,);
     (inner radius or half side, height) for containers. Position is in the arm's base frame."""
@@ -159,7 +172,11 @@ def _draw_size(rng: np.random.Generator, shape: str) -> tuple[float, ...]:
 
 
 def draw_scene(
-    rng: np.random.Generator, n_objects: int | None = None, n_containers: int | None = None, look: Look | None = None
+    rng: np.random.Generator,
+    n_objects: int | None = None,
+    n_containers: int | None = None,
+    look: Look | None = None,
+    layout: Layout = REACHABLE,
 ) -> Scene:
     """A scene of objects and containers that do not touch, every name in it unique.
 
@@ -176,7 +193,7 @@ def draw_scene(
         items: list[Item] = []
         for k in range(n_c + n_o):
             shape = str(rng.choice(CONTAINERS if k < n_c else OBJECTS))
-            item = _lay_down(rng, shape, items)
+            item = _lay_down(rng, shape, items, layout)
             if item is None:
                 break
             items.append(item)
@@ -185,11 +202,11 @@ def draw_scene(
             return Scene(tuple(items), look, jitter)
 
 
-def _lay_down(rng: np.random.Generator, shape: str, items: list[Item]) -> Item | None:
+def _lay_down(rng: np.random.Generator, shape: str, items: list[Item], layout: Layout) -> Item | None:
     size = _draw_size(rng, shape)
     for _ in range(40):
-        r = np.sqrt(rng.uniform(REACH_M[0] ** 2, REACH_M[1] ** 2))
-        a = rng.uniform(-SECTOR_RAD, SECTOR_RAD)
+        r = np.sqrt(rng.uniform(layout.reach_m[0] ** 2, layout.reach_m[1] ** 2))
+        a = rng.uniform(-layout.sector_rad, layout.sector_rad)
         colour = str(rng.choice(list(COLOURS)))
         item = Item(
             shape,
@@ -203,7 +220,7 @@ def _lay_down(rng: np.random.Generator, shape: str, items: list[Item]) -> Item |
         if item.is_container and item.x_m < 0.145:
             continue
         clear = all(
-            np.hypot(item.x_m - o.x_m, item.y_m - o.y_m) > item.radius_m + o.radius_m + FINGER_GAP_M
+            np.hypot(item.x_m - o.x_m, item.y_m - o.y_m) > item.radius_m + o.radius_m + layout.gap_m
             and item.name != o.name
             for o in items
         )

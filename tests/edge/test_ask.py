@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from edge import cli
-from edge.contract import Affordance, Trajectory, parse_answer, parse_output
+import edge.ask
+from edge import cli, contract
+from edge.contract import Affordance, Answer, Output, Trajectory, format_answer, parse_answer, parse_output
+from edge.decode import Decision
 from edge.overlay import draw_decision
 
 
@@ -22,16 +26,71 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("task", "kind"), [("affordance", Affordance), ("trajectory", Trajectory)])
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Output | None], None]:
+    """Makes the model answer so."""
+
+    def set_answer(output: Output | None) -> None:
+        answer = Answer("I looked.", output)
+
+        def decide(*args: Any, on_text: Callable[[str], None] | None, **kwargs: Any) -> Decision:
+            text = format_answer(answer)
+            if on_text is not None:
+                on_text(text)
+            return Decision(answer, text, 100, 12, 4, False)
+
+        monkeypatch.setattr(edge.ask, "decide", decide)
+
+    return set_answer
+
+
+@pytest.mark.parametrize(
+    ("task", "output", "value"),
+    [
+        ("affordance", Affordance(0.5, 0.25, 0.125, 1.0), {"x": 0.5, "y": 0.25, "width": 0.125, "height": 1.0}),
+        ("trajectory", Trajectory(((0.125, 0.5), (1.0, 0.0))), [[0.125, 0.5], [1.0, 0.0]]),
+        ("affordance", None, None),
+        ("trajectory", None, None),
+    ],
+)
+def test_every_kind_of_answer_is_told(
+    tiny_bundle: Path,
+    image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    answers: Callable[[Output | None], None],
+    task: str,
+    output: Output | None,
+    value: object,
+) -> None:
+    answers(output)
+    overlay = tmp_path / "overlay.png"
+    argv = ["ask", "--bundle", str(tiny_bundle), "--image", str(image), "--task", task, "--overlay", str(overlay)]
+    assert cli.main([*argv, "--json", "pick up the [red]cup[/red]"]) == 0
+    assert json.loads(capsys.readouterr().out)["output"] == value
+    assert cli.main([*argv, "pick up the [red]cup[/red]"]) == 0
+    said = capsys.readouterr().out
+    assert ("not found: the model sees no " in said) == (output is None)
+    assert (' for "pick up the [red]cup[/red]"\n' in said) == (output is None)
+    rgb = edge.ask.read_image(image)
+    plain = draw_decision(rgb, None, None, "pick up the [red]cup[/red]", "I looked.")
+    picture = cv2.imread(str(overlay))[:, :, ::-1]
+    marked = np.argwhere((picture != plain).any(axis=-1)[:, :640])
+    assert len(marked) > 0
+    # A caption in the corner, nothing on the scene.
+    assert (marked.max(axis=0) < (40, 110)).all() == (output is None)
+
+
+@pytest.mark.parametrize("task", ["affordance", "trajectory"])
 def test_json_holds_the_decision(
-    tiny_bundle: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, kind: type
+    tiny_bundle: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], task: contract.Task
 ) -> None:
     overlay = tmp_path / "overlay.png"
     argv = ["ask", "--bundle", str(tiny_bundle), "--image", str(image), "--task", task, "--json"]
     assert cli.main([*argv, "--overlay", str(overlay), "pick up the red cube"]) == 0
     said = json.loads(capsys.readouterr().out)
     output = parse_output(said["output"])
-    assert isinstance(output, kind) and parse_answer(said["text"], task).output == output
+    assert parse_answer(said["text"], task).output == output
     assert list(said["stages_ms"]) == ["preprocess", "vision", "prefill", "decode", "parse"]
     assert said["tokens"]["answer"] > said["tokens"]["forced"] > 0
     assert cv2.imread(str(overlay)).shape == (480, 960, 3)
@@ -44,7 +103,7 @@ def test_the_terminal_sees_the_reasoning_then_the_answer(
     assert cli.main(argv) == 0
     said = capsys.readouterr().out
     assert said.startswith("<think>")
-    assert "</output>\ntrajectory [[" in said and "prefill" in said
+    assert "</output>\ntrajectory " in said and "prefill" in said
 
 
 @pytest.mark.parametrize(
@@ -53,6 +112,7 @@ def test_the_terminal_sees_the_reasoning_then_the_answer(
         ({"--image": "{tmp}/none.png"}, "no such file"),
         ({"--image": "{tmp}/text.png"}, "not an image"),
         ({"--image": "{tmp}/empty.png"}, "not an image"),
+        ({"--image": "{tmp}/huge.ppm"}, "not an image"),
         ({"--image": "{tmp}"}, "no such file"),
         ({"--bundle": "{tmp}/none"}, "no such folder"),
         ({"--bundle": "{tmp}"}, "manifest.json: is missing"),
@@ -74,6 +134,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.png").touch()
+    (tmp_path / "huge.ppm").write_bytes(b"P6 100000 100000 255\n")  # more pixels than OpenCV takes
     options = {"--bundle": str(tiny_bundle), "--image": str(image), "--task": "affordance", "instruction": "pick it"}
     options |= {name: value.format(tmp=tmp_path) for name, value in changes.items()}
     instruction = options.pop("instruction")
@@ -94,6 +155,8 @@ def test_a_picture_has_room_for_any_decision(shape: tuple[int, int]) -> None:
     assert whole.shape == (480, width + 320, 3) and whole.dtype == np.uint8
     bare = draw_decision(rgb, None, None, "", "")
     assert (bare[:, :width] == 128).all()
+    none = draw_decision(rgb, None, None, "", "wörd 中 " * 900, not_found=True)
+    assert none.shape == whole.shape and (none[-60:, width:] != bare[-60:, width:]).any()
     odd = draw_decision(rgb, None, None, "go", "one\0two\x1b three")
     assert (odd == draw_decision(rgb, None, None, "go", "one two three")).all()
     one = draw_decision(rgb, None, Trajectory(((0.5, 0.5),)), "go", "")

@@ -52,10 +52,25 @@ def test_chat_puts_the_text_before_the_image() -> None:
     assert chat.startswith(contract.render_prefix("look"))
 
 
-@given(plain, boxes | paths)
-def test_formatted_answers_parse_to_themselves(reasoning: str, output: Affordance | Trajectory) -> None:
+@given(plain, st.none() | boxes | paths)
+def test_formatted_answers_parse_to_themselves(reasoning: str, output: Affordance | Trajectory | None) -> None:
     answer = Answer(reasoning.strip(), output)
     assert parse_answer(format_answer(answer)) == answer
+
+
+@pytest.mark.parametrize("task", contract.TASKS)
+@pytest.mark.parametrize("payload", ["null", " null\n"])
+def test_what_is_not_there_answers_either_task(task: contract.Task, payload: str) -> None:
+    text = f"<think>There is no cup.</think><output>{payload}</output>"
+    assert parse_answer(text, task) == parse_answer(text) == Answer("There is no cup.", None)
+    assert format_answer(Answer("x", None)) == "<think>x</think><output>null</output>"
+
+
+@given(st.sampled_from(contract.TASKS), st.text())
+def test_not_found_is_one_line_that_names_what_was_asked(task: contract.Task, instruction: str) -> None:
+    said = contract.not_found(task, instruction)
+    assert said.startswith("not found: ") and said.isprintable()
+    assert contract.not_found(task, "pick  up\nthe cup\x1b").endswith(' for "pick up the cup"')
 
 
 @given(boxes, st.integers(0, 4), st.booleans())
@@ -90,7 +105,12 @@ def test_any_text_parses_or_is_refused_with_a_reason(text: str) -> None:
         ("[[0.1, 0.2]", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("0.5", "expected a box"),
-        ("null", "expected a box"),
+        ("[null]", "point 0 is not a pair"),
+        ('{"x": null, "y": 0.1, "width": 0.1, "height": 0.1}', "x is not"),
+        ("false", "expected a box"),
+        ('"null"', "expected a box"),
+        ("", "not JSON"),
+        ("None", "not JSON"),
     ],
 )
 def test_what_is_no_output_is_refused(payload: str, reason: str) -> None:

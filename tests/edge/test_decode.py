@@ -73,7 +73,7 @@ class Scripted:
     seed=st.integers(0, 2**32 - 1),
     max_think_tokens=st.integers(0, 120),
     spare=st.integers(0, 300),
-    likes=st.sampled_from(["anything", "digits", "brackets", "high bytes"]),
+    likes=st.sampled_from(["anything", "digits", "brackets", "high bytes", "null"]),
 )
 def test_any_choice_under_the_mask_ends_in_an_answer(
     bundle: Bundle, task: contract.Task, seed: int, max_think_tokens: int, spare: int, likes: str
@@ -85,6 +85,7 @@ def test_any_choice_under_the_mask_ends_in_an_answer(
         "digits": lambda text: any(c in "0123456789." for c in text),
         "brackets": lambda text: any(c in "[],<>/" for c in text),
         "high bytes": lambda text: "�" in text,
+        "null": lambda text: text in ("n", "u", "l", "nu", "null"),
     }[likes]
     bonus = np.zeros(bundle.vocab, np.float32)
     bonus[: len(texts)] = [6.0 * liked(text) for text in texts]
@@ -110,7 +111,7 @@ def test_a_grammar_accepts_every_answer_in_the_training_format(bundle: Bundle, t
         "affordance": [Affordance(0.0, 1.0, 0.01, 1.0), Affordance(0.5, 0.25, 0.99, 0.1)],
         "trajectory": [Trajectory(((0.0, 1.0),) * n) for n in (2, 16)],
     }
-    for output in outputs[task]:
+    for output in (None, *outputs[task]):
         text = contract.format_answer(contract.Answer("A cup, 3 > 2 < 5; é 中 \n </ think>.", output))
         writer = AnswerWriter(bundle, task, 200, 800)
         for token in bundle.tokenizer.encode(text).ids:
@@ -121,10 +122,18 @@ def test_a_grammar_accepts_every_answer_in_the_training_format(bundle: Bundle, t
         assert writer.done and writer.text == text
 
 
-@pytest.mark.parametrize("task", contract.TASKS)
-def test_what_the_model_wants_is_what_comes(bundle: Bundle, frame: np.ndarray, task: contract.Task) -> None:
-    path = Trajectory(((0.1, 0.2), (0.3, 0.4), (0.5, 0.6)))
-    output = Affordance(0.41, 0.52, 0.1, 0.13) if task == "affordance" else path
+@pytest.mark.parametrize(
+    ("task", "output"),
+    [
+        ("affordance", Affordance(0.41, 0.52, 0.1, 0.13)),
+        ("trajectory", Trajectory(((0.1, 0.2), (0.3, 0.4), (0.5, 0.6)))),
+        ("affordance", None),
+        ("trajectory", None),
+    ],
+)
+def test_what_the_model_wants_is_what_comes(
+    bundle: Bundle, frame: np.ndarray, task: contract.Task, output: Affordance | Trajectory | None
+) -> None:
     text = contract.format_answer(contract.Answer("I see the red cube.", output))
     heard: list[str] = []
     tracer = Tracer()
@@ -141,6 +150,61 @@ def test_the_thinking_budget_ends_the_reasoning(bundle: Bundle, frame: np.ndarra
     assert decision.thinking_cut
     assert decision.text.count("</think>") == 1
     assert len(bundle.tokenizer.encode(decision.text.partition("</think>")[0]).ids) <= 20 + 3
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(task=st.sampled_from(contract.TASKS), thought=st.text(max_size=30), cut=st.booleans())
+def test_after_the_reasoning_the_model_chooses_between_an_output_and_null(
+    bundle: Bundle, task: contract.Task, thought: str, cut: bool
+) -> None:
+    """Whoever ends the reasoning: exactly the tokens that begin (or make) one of the two outputs may come next."""
+    thought = thought.replace("<", "")
+    tokens = bundle.tokenizer.encode(f"<think>{thought}", add_special_tokens=False).ids
+    if not cut:
+        tokens += bundle.tokenizer.encode("</think>", add_special_tokens=False).ids
+    writer = AnswerWriter(bundle, task, len(tokens) if cut else 200, 600)
+    for token in tokens:
+        writer.take(token)
+    writer.forced()
+    assert writer.thinking_cut == cut
+    rest = writer.text.rpartition("</think>")[2]
+    opening = '{"x": ' if task == "affordance" else "[["
+    wanted = [f"<output>{body}"[len(rest) :] for body in (opening, "null</output>")]
+    texts = [bundle.tokenizer.decode([token]) for token in range(bundle.tokenizer.get_vocab_size())]
+    mask = np.isfinite(writer.allowed(np.zeros(bundle.vocab, np.float32)))
+    assert {texts[i] for i in np.flatnonzero(mask)} == {
+        text for text in texts if text and any(body.startswith(text) for body in wanted)
+    }
+    assert not writer.done
+
+
+@pytest.mark.parametrize("task", contract.TASKS)
+@pytest.mark.parametrize("wants", ["null", "an output"])
+def test_a_cut_thought_ends_in_what_the_model_wants(bundle: Bundle, task: contract.Task, wants: str) -> None:
+    bonus = np.zeros(bundle.vocab, np.float32)
+    for text in ("n",) if wants == "null" else (">{", '>{"', ">[", ">[[", "{", "["):
+        if (token := bundle.tokenizer.token_to_id(text)) is not None:
+            bonus[token] = 9.0
+    writer = AnswerWriter(bundle, task, 0, 300)
+    writer.forced()
+    while not writer.done:
+        writer.take(int(writer.allowed(bonus).argmax()))
+        writer.forced()
+    assert writer.thinking_cut and writer.text.startswith("<think></think><output>")
+    assert (parse_answer(writer.text, task).output is None) == (wants == "null")
+
+
+@pytest.mark.parametrize(("task", "n_points"), [("affordance", 0), ("trajectory", 2), ("trajectory", 16)])
+def test_the_longest_output_is_as_long_as_said(bundle: Bundle, task: contract.Task, n_points: int) -> None:
+    fields = ", ".join(f'"{name}": 0.1234' for name in ("x", "y", "width", "height"))
+    body = f"{{{fields}}}" if task == "affordance" else "[" + ", ".join(["[0.1234, 0.5678]"] * n_points) + "]"
+    text = f"</think><output>{body}</output>"
+    writer = AnswerWriter(bundle, task, 200, 800)
+    for token in bundle.tokenizer.encode(f"<think>{text}", add_special_tokens=False).ids:
+        writer.take(token)
+    assert writer.done
+    assert len(text) == contract.longest_output(task, n_points or contract.MIN_POINTS)
+    assert len("</think><output>null</output>") < len(text)
 
 
 def test_a_text_longer_than_the_model_takes_and_too_few_tokens_are_refused(bundle: Bundle, frame: np.ndarray) -> None:

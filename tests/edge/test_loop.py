@@ -104,13 +104,18 @@ def runtime(camera: StillCamera, arm: ObedientArm) -> Runtime:
     return Runtime(ROBOT, camera, controller, None, calibration(), tracer)  # type: ignore[arg-type]
 
 
-def answers(monkeypatch: pytest.MonkeyPatch, box: Affordance, path: Trajectory | None = None) -> None:
+def answers(
+    monkeypatch: pytest.MonkeyPatch, box: Affordance | None, path: Trajectory | None = None
+) -> list[tuple[str, str]]:
+    """The model answers so; what it was asked."""
+    asked: list[tuple[str, str]] = []
+
     def decide(engine: object, rgb: object, task: str, instruction: str, tracer: Tracer) -> Decision:
-        output = box if task == "affordance" else path
-        assert output is not None
-        return Decision(Answer("because", output), "", 0, 0, 0, False)
+        asked.append((task, instruction))
+        return Decision(Answer("because", box if task == "affordance" else path), "", 0, 0, 0, False)
 
     monkeypatch.setattr(edge.loop, "decide", decide)
+    return asked
 
 
 def cube_box() -> Affordance:
@@ -146,6 +151,61 @@ def test_a_box_on_something_too_wide_is_said_and_nothing_moves(runtime, arm, mon
     outcome = runtime.carry_out(Order("pick up the blue bowl", place=False))
     assert not outcome.done and "wide" in outcome.reason
     assert not arm.written
+
+
+@pytest.mark.parametrize("place", [False, True])
+def test_an_object_that_is_not_there_is_said_and_nothing_is_planned_or_moves(
+    runtime, arm, monkeypatch, place: bool
+) -> None:
+    asked = answers(monkeypatch, None, Trajectory(((0.5, 0.5), (0.6, 0.5))))
+    outcome = runtime.carry_out(Order("pick up the pink duck", place=place))
+    assert not outcome.done and outcome.attempts == 1
+    assert outcome.reason == 'not found: the model sees no such thing for "pick up the pink duck"'
+    assert asked == [("affordance", "pick up the pink duck")]
+    assert outcome.grasp is not None and outcome.grasp.answer == Answer("because", None)
+    assert outcome.path is None and outcome.motion_s == 0.0
+    assert not arm.written
+    assert not {"lift", "plan", "actuate"} & set(runtime.tracer.summary())
+
+
+def test_a_container_that_is_not_there_is_said_and_nothing_is_planned_or_moves(runtime, arm, monkeypatch) -> None:
+    asked = answers(monkeypatch, cube_box(), None)
+    outcome = runtime.carry_out(Order("put the red cube in the pink pot", place=True))
+    assert not outcome.done and outcome.attempts == 1
+    assert outcome.reason == 'not found: the model sees no target to go to for "put the red cube in the pink pot"'
+    assert [task for task, _ in asked] == ["affordance", "trajectory"]
+    assert outcome.grasp is not None and outcome.grasp.answer.output == cube_box()
+    assert outcome.path is not None and outcome.path.answer.output is None
+    assert not arm.written and outcome.motion_s == 0.0
+    assert not {"lift", "plan", "actuate"} & set(runtime.tracer.summary())
+
+
+@pytest.mark.parametrize("cut", ["affordance", "trajectory"])
+def test_an_answer_on_half_a_thought_moves_nothing(runtime, arm, monkeypatch, cut: str) -> None:
+    bowl = pixel_of((BOWL.x_m, BOWL.y_m, 0.01))
+    box = cube_box()
+    outputs = {"affordance": box, "trajectory": Trajectory(((box.x, box.y), bowl))}
+
+    def decide(engine: object, rgb: object, task: str, *args: object, tracer: Tracer) -> Decision:
+        return Decision(Answer("I see", outputs[task]), "", 0, 0, 0, thinking_cut=task == cut)
+
+    monkeypatch.setattr(edge.loop, "decide", decide)
+    outcome = runtime.carry_out(Order("put the red cube in the blue bowl", place=True))
+    assert not outcome.done and "end of its reasoning" in outcome.reason
+    assert not arm.written and outcome.motion_s == 0.0
+
+
+def test_what_is_gone_at_the_second_look_ends_the_order_at_the_ready_pose(runtime, arm, monkeypatch) -> None:
+    boxes = iter([cube_box(), None])
+
+    def decide(*args: object, tracer: Tracer) -> Decision:
+        return Decision(Answer("because", next(boxes)), "", 0, 0, 0, False)
+
+    monkeypatch.setattr(edge.loop, "decide", decide)
+    outcome = runtime.carry_out(Order("pick up the red cube", place=False), attempts=3)
+    assert not outcome.done and outcome.attempts == 2 and outcome.reason.startswith("not found: ")
+    assert outcome.motion_s > 0.0
+    assert arm.position == pytest.approx(ROBOT.ready_rad, abs=1e-6)
 
 
 def test_jaws_that_close_on_nothing_are_noticed_and_nothing_is_carried(runtime, arm, monkeypatch) -> None:

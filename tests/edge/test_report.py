@@ -1,9 +1,12 @@
 """What a run leaves: a report with the promised keys, and pictures."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from drivers.protocols import Frame
 from drivers.sim.render import CAMERA
@@ -13,11 +16,12 @@ from edge.loop import Order, Outcome
 from edge.report import Episode, decision_picture, outcome_table, report, write_report
 from edge.trace import Tracer
 
+FRAME = Frame(np.zeros((480, 640, 3), np.uint8), None, 0.0, CAMERA)
+
 
 def episode(success: bool) -> Episode:
-    frame = Frame(np.zeros((480, 640, 3), np.uint8), None, 0.0, CAMERA)
     decision = Decision(Answer("I see it.", Affordance(0.5, 0.5, 0.1, 0.1)), "<think>I see it.", 10, 20, 5, False)
-    outcome = Outcome(success, "done", 1, frame, decision, None, 0.2, 5.0)
+    outcome = Outcome(success, "done", 1, FRAME, decision, None, 0.2, 5.0)
     return Episode(Order("pick up the red cube", place=False), outcome, success, "holds it")
 
 
@@ -39,6 +43,23 @@ def test_a_picture_can_be_made_even_where_nothing_was_decided() -> None:
     bare = Outcome(False, "no answer", 1, failed.outcome.frame, None, None, 0.0, 0.0)
     picture = decision_picture(Episode(failed.order, bare, False, "not held"))
     assert picture.shape[0] == 480 and picture.dtype == np.uint8
+
+
+def test_what_was_not_found_is_in_the_report_the_picture_and_the_table(tmp_path: Path) -> None:
+    text = "<think>No duck.</think><output>null</output>"
+    decision = Decision(Answer("No duck.", None), text, 10, 20, 5, False)
+    outcome = Outcome(False, 'not found: no "[red]duck[/red]"', 1, FRAME, decision, None, 0.2, 0.0)
+    absent = Episode(Order("pick up the duck", place=False), outcome, False, "not held")
+    detail = report([absent], Tracer(), {})["episodes_detail"][0]
+    assert detail["answer_affordance"] == text and detail["answer_trajectory"] is None
+    assert detail["robot_says"] == outcome.reason and detail["motion_s"] == 0.0
+    picture = decision_picture(absent)
+    found = decision_picture(Episode(absent.order, replace(outcome, grasp=None), False, "not held"))
+    assert picture.shape == (480, 960, 3)
+    assert (picture[:, :640] > 0).any() and not (found[:, :640] > 0).any()
+    console = Console(file=io.StringIO(), width=200)
+    console.print(outcome_table([absent]))
+    assert f"✗ not held ({outcome.reason})" in console.file.getvalue()
 
 
 def test_the_table_shows_every_episode() -> None:

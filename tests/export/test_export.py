@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from drivers.errors import UserError
+from drivers.sim.scene import draw_scene
+from edge import contract
 from edge.engine.bundle import LANGUAGE, MANIFEST, VISION, load_bundle
 from edge.engine.onnx import OnnxEngine
 from export import build, command, graphs, verify
@@ -68,6 +70,19 @@ def test_fp32_bundle_writes_what_transformers_writes(tiny_bundle: Path, tiny_che
     assert manifest["versions"]["onnxruntime"]
 
 
+def test_what_is_made_up_to_verify_on_names_what_is_there_and_what_is_not() -> None:
+    questions = build.made_up()
+    assert len(questions) == build.N_CASES
+    assert {q.task for q in questions[:-2]} == {q.task for q in questions[-2:]} == set(contract.TASKS)
+    for seed, question in enumerate(questions):
+        items = draw_scene(np.random.default_rng([seed, 0xE4])).items
+        named = [item.is_container for item in items if f"the {item.name}" in question.instruction]
+        there = [False] if question.task == "affordance" else [False, True]
+        assert (sorted(named) == there) == (seed < build.N_CASES - 2)
+    for one, again in zip(questions, build.made_up(), strict=True):
+        assert (one.image == again.image).all() and one.instruction == again.instruction
+
+
 def test_a_tied_table_is_stored_once(tiny_bundle: Path, model) -> None:
     rows = model.config.text_config.vocab_size
     graph = onnx.load(tiny_bundle / LANGUAGE).graph
@@ -77,8 +92,8 @@ def test_a_tied_table_is_stored_once(tiny_bundle: Path, model) -> None:
 def test_int8_holds_no_float_matrix(tiny_checkpoint: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    for i, image in enumerate(build.rendered_images()[:2]):
-        cv2.imwrite(str(images / f"{i}.png"), image)
+    for i, question in enumerate(build.made_up()[:2]):
+        cv2.imwrite(str(images / f"{i}.png"), question.image)
     out = tmp_path / "int8"
     assert _run(str(tiny_checkpoint), "--out", str(out), "--quant", "int8", "--images", str(images)) == 0
     bundle = load_bundle(out)

@@ -1,6 +1,8 @@
-"""The small model's parts against Transformers: tokenizer, sequences, patches, tower; and a run that resumes."""
+"""The small model's parts against Transformers: tokenizer, sequences, patches, tower; and a base run that resumes."""
 
 import json
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -11,41 +13,42 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from drivers.errors import UserError
-from edge.contract import IMAGE_PAD, Affordance, Trajectory, format_answer, parse_answer
-from training.answers import POINTS, draw_item
+from edge.contract import IMAGE_PAD
 from training.batched_tower import encode_batch
-from training.images import N_TOKENS, cell_centres, dense_labels, load_dataset, to_patches
-from training.model import new_model
-from training.recipe import Recipe, train_small
-from training.scenes import make_scenes
-from training.sequences import IGNORE, collate
-from training.tokenizer import NUMBERS, token_id, train_tokenizer
-from training.vision import relative_boxes
+from training.data.scenes import make_scenes
+from training.data.splits import SPLITS
+from training.small.base import Recipe, train_base
+from training.small.grounding import draw_talk
+from training.small.images import N_TOKENS, cell_centres, dense_labels, load_dataset, to_patches
+from training.small.model import new_model
+from training.small.sequences import IGNORE, collate
+from training.small.tokenizer import NUMBERS, token_id, train_tokenizer
+from training.small.vision import load_state, pretrain_vision, relative_boxes, save_state
 
 COUNT = 24
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("scenes")
-    assert list(make_scenes(path, COUNT, seed=7, workers=1)) == [COUNT]
-    return path
+    assert list(make_scenes(path, SPLITS["train"], COUNT, workers=1)) == [COUNT]
+    return path / "train.json"
 
 
 @pytest.fixture(scope="module")
-def data(folder: Path):
-    return load_dataset(folder)
+def data(file: Path):
+    return load_dataset(file)
 
 
 @pytest.fixture(scope="module")
 def items(data):
     rng = np.random.default_rng(0)
-    return [draw_item(rng, seen) for seen in data.seen]
+    return [draw_talk(rng, seen) for seen in data.seen]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(items):
-    return train_tokenizer([format_answer(item.answer) for item in items] * 20)
+    return train_tokenizer([item.answer for item in items] * 20)
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +69,6 @@ def test_numbers_are_one_token_with_and_without_transformers(tokenizer, tmp_path
     assert light.encode(text).ids == tokenizer.encode(text)
     assert all(len(tokenizer.encode(n)) == 1 for n in NUMBERS)
     assert [t for t in light.encode(text).tokens if t[:1] in "01"] == ["0.41", "1.00", "0.07"]
-
-
-def test_answers_hold_to_the_contract_and_to_the_labels(items) -> None:
-    for item in items:
-        answer = parse_answer(format_answer(item.answer), item.task)
-        assert answer.output == item.answer.output
-        if isinstance(answer.output, Trajectory):
-            assert len(answer.output.points) == POINTS
-        else:
-            assert isinstance(answer.output, Affordance)
 
 
 def test_patches_are_those_of_the_transformers_image_processor(data) -> None:
@@ -118,47 +111,59 @@ def test_dense_labels_point_from_the_token_to_the_item(data) -> None:
     assert labels.covered.any(1).all()
     torch.testing.assert_close(back[labels.covered], labels.box[labels.covered][:, :2])
     names = {(s.colour, s.shape) for s in data.seen[0]}
-    from training.images import COLOUR_NAMES, SHAPE_NAMES
+    from training.small.images import COLOUR_NAMES, SHAPE_NAMES
 
     on = labels.covered[0]
     pairs = zip(labels.colour[0][on].tolist(), labels.shape[0][on].tolist(), strict=True)
     assert {(COLOUR_NAMES[c], SHAPE_NAMES[s]) for c, s in pairs} <= names
 
 
-def test_scenes_already_made_are_kept(folder: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in folder.glob("*.npz")}
-    assert list(make_scenes(folder, COUNT, seed=7, workers=1)) == [COUNT]
-    assert {p: p.stat().st_mtime_ns for p in folder.glob("*.npz")} == before
+def test_a_gradient_that_is_not_finite_changes_and_saves_nothing(data, tokenizer, tmp_path: Path) -> None:
+    tower = new_model(tokenizer, seed=0).model.visual
+    with torch.no_grad():
+        tower.blocks[0].norm1.weight[0] = torch.nan
+    before = {name: p.clone() for name, p in tower.state_dict().items()}
+    with pytest.raises(UserError, match="step 1: the gradient is not finite"):
+        pretrain_vision(tower, data, tmp_path / "vision.pt", steps=1, log=lambda *a: None, batch=4)
+    assert not list(tmp_path.iterdir())
+    for name, p in tower.state_dict().items():
+        torch.testing.assert_close(p, before[name], rtol=0, atol=0, equal_nan=True)
 
 
-def test_no_scenes_is_said_with_the_command_that_makes_them(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="vlar1 data sim"):
-        load_dataset(tmp_path)
+def test_a_stage_on_a_full_disk_is_said_and_the_last_one_kept(tmp_path: Path) -> None:
+    file = tmp_path / "vision.pt"
+    save_state(file, {"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # a write beyond fails as on a full disk
+    try:
+        with pytest.raises(UserError, match="vision.pt: cannot be written"):
+            save_state(file, {"step": 2, "tower": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load_state(file) == {"step": 1} and list(tmp_path.iterdir()) == [file]
 
 
-def test_training_resumes_and_ends_in_a_folder_that_transformers_loads(
-    folder: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_training_resumes_and_ends_in_a_folder_that_transformers_loads(file: Path, tmp_path: Path, monkeypatch) -> None:
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-    import training.recipe
-    import training.sft
-    import training.vision
+    import training.small.base
+    import training.small.language
+    import training.small.vision
 
     def small(function, **fixed):
         return lambda *args, **kwargs: function(*args, **{**kwargs, **fixed})
 
-    pretrain = training.vision.pretrain_vision
-    monkeypatch.setattr(training.recipe, "pretrain_vision", small(pretrain, batch=4, save_every=2))
-    settings_of = training.recipe.SftSettings
-    monkeypatch.setattr(training.recipe, "SftSettings", small(settings_of, batch=4, save_every=2))
+    pretrain = training.small.vision.pretrain_vision
+    monkeypatch.setattr(training.small.base, "pretrain_vision", small(pretrain, batch=4, save_every=2))
+    settings_of = training.small.base.LanguageSettings
+    monkeypatch.setattr(training.small.base, "LanguageSettings", small(settings_of, batch=4, save_every=2))
     recipe = Recipe(vision_steps=2, language_steps=4, joint_steps=2)
     seen: list[tuple[str, int]] = []
 
     class Cut(Exception):
         pass
 
-    real = training.sft.language_loss
+    real = training.small.language.language_loss
     calls = 0
 
     def cut_after_three(*args):
@@ -168,19 +173,33 @@ def test_training_resumes_and_ends_in_a_folder_that_transformers_loads(
             raise Cut
         return real(*args)
 
-    monkeypatch.setattr(training.sft, "language_loss", cut_after_three)
+    monkeypatch.setattr(training.small.language, "language_loss", cut_after_three)
     with pytest.raises(Cut):
-        train_small(folder, tmp_path, recipe, lambda *a: None)
+        train_base(file, tmp_path, recipe, lambda *a: None)
     assert torch.load(tmp_path / "language.pt", weights_only=True)["step"] == 2
 
-    monkeypatch.setattr(training.sft, "language_loss", lambda *a: seen.append(("step", 1)) or real(*a))
-    checkpoint = train_small(folder, tmp_path, recipe, lambda *a: None)
+    monkeypatch.setattr(training.small.language, "language_loss", lambda *a: seen.append(("step", 1)) or real(*a))
+    checkpoint = train_base(file, tmp_path, recipe, lambda *a: None)
     assert len(seen) == 2 + 2  # the two language steps that were missing, and the joint stage
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint)
     assert len(PreTrainedTokenizerFast.from_pretrained(checkpoint)) == model.config.text_config.vocab_size
     assert json.loads((tmp_path / "recipe.json").read_text())["language_steps"] == 4
+    features, old = tmp_path / "features.pt", torch.zeros(COUNT, 1)
+    torch.save(old, features)
+    os.utime(features, (0, 0))  # of a tower that was trained before this one
+    tower = model.eval().model.visual
+    read = training.small.base._features(tmp_path, model, load_dataset(file), lambda *a: None)
+    assert read.shape == (COUNT, N_TOKENS, tower.config.out_hidden_size)
+    assert torch.equal(torch.load(features, weights_only=True), read)
+    features.write_bytes(b"cut short")
+    with pytest.raises(UserError, match="features.pt: cannot be read"):
+        training.small.base._features(tmp_path, model, load_dataset(file), lambda *a: None)
     (tmp_path / "vision.pt").write_bytes(b"cut short")
     with pytest.raises(UserError, match="vision.pt: cannot be read"):
-        train_small(folder, tmp_path, recipe, lambda *a: None)
+        train_base(file, tmp_path, recipe, lambda *a: None)
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(UserError, match="recipe.json: is not JSON"):
+        train_base(file, tmp_path, recipe, lambda *a: None)
+    (tmp_path / "recipe.json").write_text(json.dumps(vars(recipe)))
     with pytest.raises(UserError, match="holds a run with"):
-        train_small(folder, tmp_path, Recipe(language_steps=5), lambda *a: None)
+        train_base(file, tmp_path, Recipe(language_steps=5), lambda *a: None)

@@ -1,4 +1,4 @@
-"""Training items as token sequences: Qwen's chat, the image's placeholders, M-RoPE positions, labels on the answer."""
+"""Talk as token sequences: Qwen's chat, the image's placeholders, M-RoPE positions, labels on the answer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from edge.contract import IM_END, IMAGE_PAD, format_answer, prompt_text, render_chat
+from edge.contract import IM_END, IMAGE_PAD, render_chat
 from edge.engine.mrope import mrope_positions
-from training.answers import Item
-from training.images import CELLS, N_TOKENS
-from training.tokenizer import token_id
+from training.small.grounding import Talk
+from training.small.images import CELLS, N_TOKENS
+from training.small.tokenizer import token_id
 
 IGNORE = -100
 
@@ -28,21 +28,21 @@ class Batch:
     image: torch.Tensor
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, item: Item) -> tuple[list[int], int]:
+def encode(tokenizer: PreTrainedTokenizerFast, talk: Talk) -> tuple[list[int], int]:
     """Token ids of a whole conversation and how many of them are the prompt."""
-    prompt = tokenizer.encode(render_chat(prompt_text(item.task, item.instruction), N_TOKENS))
-    answer = tokenizer.encode(format_answer(item.answer) + IM_END)
+    prompt = tokenizer.encode(render_chat(talk.prompt, N_TOKENS))
+    answer = tokenizer.encode(talk.answer + IM_END)
     return prompt + answer, len(prompt)
 
 
-def collate(tokenizer: PreTrainedTokenizerFast, items: list[Item]) -> Batch:
+def collate(tokenizer: PreTrainedTokenizerFast, talks: list[Talk]) -> Batch:
     """A batch of conversations. Padding stands on the right, where a causal model never looks from the left."""
     image_id = token_id(tokenizer, IMAGE_PAD)
-    encoded = [encode(tokenizer, item) for item in items]
+    encoded = [encode(tokenizer, talk) for talk in talks]
     longest = max(len(ids) for ids, _ in encoded)
-    ids = np.full((len(items), longest), tokenizer.pad_token_id)
-    labels = np.full((len(items), longest), IGNORE)
-    positions = np.zeros((3, len(items), longest), int)
+    ids = np.full((len(talks), longest), tokenizer.pad_token_id)
+    labels = np.full((len(talks), longest), IGNORE)
+    positions = np.zeros((3, len(talks), longest), int)
     for k, (seq, n_prompt) in enumerate(encoded):
         ids[k, : len(seq)] = seq
         labels[k, n_prompt : len(seq)] = seq[n_prompt:]

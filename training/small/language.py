@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the small model on chain-of-thought answers, with dense labels along the way."""
+"""The small model learns to say what it sees: grounding talk, with dense labels along the way."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from training.answers import draw_item
 from training.batched_tower import encode_batch
-from training.images import COLOUR_NAMES, N_TOKENS, SHAPE_NAMES, Dataset, DenseLabels, dense_labels, to_patches
-from training.sequences import IGNORE, Batch, collate
-from training.tokenizer import NUMBERS
-from training.vision import DenseHead, Log, dense_loss, learning_rate, load_state
+from training.small.grounding import draw_talk
+from training.small.images import COLOUR_NAMES, N_TOKENS, SHAPE_NAMES, Dataset, DenseLabels, dense_labels, to_patches
+from training.small.sequences import IGNORE, Batch, collate
+from training.small.tokenizer import NUMBERS
+from training.small.vision import DenseHead, Log, dense_loss, learning_rate, load_state, save_state, update
 
 BOX_LAYER = 2  # the language model's image tokens know their absolute boxes after this layer; the rest is for reading
 NUMBER_SIGMA = 0.8  # in hundredths: a number next to the right one is nearly right
@@ -91,7 +91,7 @@ def answer_loss(
 
 
 @dataclass(frozen=True)
-class SftSettings:
+class LanguageSettings:
     steps: int
     batch: int = 64
     lr: float = 1.5e-3
@@ -112,12 +112,12 @@ def image_features(tower: nn.Module, data: Dataset, log: Log, batch: int = 128) 
     return torch.cat(out)
 
 
-def train_sft(
+def train_language(
     model: Qwen2_5_VLForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     data: Dataset,
     out: Path,
-    settings: SftSettings,
+    settings: LanguageSettings,
     log: Log,
     head: DenseHead | None = None,
     features: torch.Tensor | None = None,
@@ -153,7 +153,7 @@ def train_sft(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings.steps, settings.lr)
         seen = [data.seen[i] for i in pick]
-        batch = collate(tokenizer, [draw_item(rng, s) for s in seen])
+        batch = collate(tokenizer, [draw_talk(rng, s) for s in seen])
         labels = dense_labels(data.tokens[pick], seen)
         extra = torch.zeros(())
         figures: dict[str, float] = {}
@@ -170,17 +170,14 @@ def train_sft(
         loss, more = language_loss(model, reader, batch, image, labels)
         optimizer.zero_grad()
         (loss + 0.5 * extra).backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
+        update(optimizer, params, out, step)
         if (step + 1) % 10 == 0:
             figures |= more | {"s_per_step": (time.monotonic() - began) / (step + 1 - start)}
             log(step + 1, figures)
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            partial = out.with_suffix(".partial")
             state = {"model": model.state_dict(), "reader": reader.state_dict(), "step": step + 1}
             state |= {"optimizer": optimizer.state_dict()} | ({"head": head.state_dict()} if head is not None else {})
-            torch.save(state, partial)
-            partial.rename(out)
+            save_state(out, state)
     return reader
 
 

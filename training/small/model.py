@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from training.tokenizer import token_id
+from training.small.tokenizer import token_id
 
 # Rows and columns of an image sit in the slow end of the rotary frequencies. On a grid of 6x8 tokens the usual 10,000
 # turns a step of one column by at most 0.003 rad, which can hardly be told from none; 10 turns it by up to 0.27 rad.

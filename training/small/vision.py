@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from drivers.errors import UserError
 from training.batched_tower import encode_batch
-from training.images import (
+from training.checkpoint import first_line
+from training.small.images import (
     CELLS,
     COLOUR_NAMES,
     N_TOKENS,
@@ -83,13 +84,32 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path) -> Any:
     """What a stage saved. Raises UserError for a damaged file."""
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        return torch.load(path, weights_only=True)
     except Exception as error:  # torch and its unpickler raise many kinds
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to begin its stage anew") from None
-    return state
+
+
+def save_state(path: Path, state: Any) -> None:
+    """Write what a stage is at, complete or not at all. Raises UserError where the disk takes no more."""
+    partial = path.with_suffix(".partial")
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch has its own way
+        partial.unlink(missing_ok=True)
+        why = f"{path}: cannot be written ({first_line(error)})"
+        raise UserError(f"{why}; make room, then give the same command again") from None
+
+
+def update(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], out: Path, step: int) -> None:
+    """One step on the clipped gradient. Raises UserError where that is not finite; the weights are as they were."""
+    if not torch.isfinite(nn.utils.clip_grad_norm_(params, 1.0)):
+        what = f"{out}: step {step + 1}: the gradient is not finite"
+        raise UserError(f"{what}; what was saved is kept; look at the data, then train into another --out")
+    optimizer.step()
 
 
 def pretrain_vision(
@@ -133,20 +153,10 @@ def pretrain_vision(
         loss, figures = dense_loss(head, tokens.float().reshape(batch, N_TOKENS, -1), labels)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
+        update(optimizer, params, out, step)
         if (step + 1) % 10 == 0:
             log(step + 1, figures | {"s_per_step": (time.monotonic() - began) / (step + 1 - start)})
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            partial = out.with_suffix(".partial")
-            torch.save(
-                {
-                    "tower": tower.state_dict(),
-                    "head": head.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                },
-                partial,
-            )
-            partial.rename(out)
+            state = {"tower": tower.state_dict(), "head": head.state_dict(), "step": step + 1}
+            save_state(out, state | {"optimizer": optimizer.state_dict()})
     return head

@@ -1,7 +1,8 @@
-"""Scenes as tensors: shards in memory, batches of patches in the order Qwen2.5-VL reads them."""
+"""Scenes as tensors: images in memory, batches of patches in the order Qwen2.5-VL reads them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 from drivers.errors import UserError
 from drivers.sim.scene import COLOURS, CONTAINERS, OBJECTS
 from edge.preprocess import IMAGE_MEAN, IMAGE_STD
-from training.scenes import HEIGHT_PX, TOKEN_PX, WIDTH_PX, Seen, load_shard
+from training.data.labels import HEIGHT_PX, MIN_VISIBLE_PX, WIDTH_PX, Seen, seen_from_json
+from training.data.sharegpt import read_image, read_items
 
 PATCH, MERGE = 14, 2
+TOKEN_PX = PATCH * MERGE  # an image token: patches of 14 px merged 2x2
 GRID = (HEIGHT_PX // PATCH, WIDTH_PX // PATCH)  # patches
 CELLS = (HEIGHT_PX // TOKEN_PX, WIDTH_PX // TOKEN_PX)  # image tokens
 N_TOKENS = CELLS[0] * CELLS[1]
@@ -24,7 +27,8 @@ SHAPE_NAMES = (*OBJECTS, *CONTAINERS)
 
 @dataclass(frozen=True)
 class Dataset:
-    """``rgb`` (n, 168, 224, 3) uint8, ``tokens`` (n, 6, 8) int8, and what each image shows."""
+    """``rgb`` (n, 168, 224, 3) uint8, ``tokens`` (n, 6, 8) int8: the item in each image token, -1 none; and what each
+    image shows."""
 
     rgb: NDArray[np.uint8]
     tokens: NDArray[np.int8]
@@ -34,17 +38,42 @@ class Dataset:
         return len(self.seen)
 
 
-def load_dataset(folder: Path) -> Dataset:
-    """All shards under ``folder``. Raises UserError when there are none."""
-    paths = sorted(folder.glob("scenes-*.npz"))
-    if not paths:
-        raise UserError(f"{folder}: no scenes-*.npz here; make them with: vlar1 data sim --out {folder} --count 30000")
-    shards = [load_shard(p) for p in paths]
-    return Dataset(
-        np.concatenate([s[0] for s in shards]),
-        np.concatenate([s[1] for s in shards]),
-        [seen for s in shards for seen in s[2]],
-    )
+def load_dataset(file: Path, log: Callable[[int, int], None] = lambda done, all: None) -> Dataset:
+    """The images, masks and names of a file of ``vlar1 data sim``.
+
+    Args:
+        log: told how many images are read, and of how many.
+
+    Raises:
+        UserError: no such file, an image that cannot be read, or items without ``mask`` and ``seen``.
+    """
+    items, bad = read_items(file)
+    if bad or not items:
+        reason = bad[0].reason if bad else "holds no items"
+        raise UserError(f"{file}: {reason}; make it with vlar1 data sim --split train")
+    rgb = np.empty((len(items), HEIGHT_PX, WIDTH_PX, 3), np.uint8)
+    tokens = np.empty((len(items), *CELLS), np.int8)
+    seen = []
+    for k, item in enumerate(items):
+        image = read_image(file.parent / item.image)
+        try:
+            mask = read_image(file.parent / item.more["mask"])[:, :, 0]
+            seen.append(seen_from_json(item.more["seen"]))
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{file}: item {k} lacks mask or seen; make it with vlar1 data sim") from None
+        if image.shape != rgb.shape[1:] or mask.shape != image.shape[:2]:
+            raise UserError(f"{file}: the image of item {k} is not {WIDTH_PX}x{HEIGHT_PX}; make it with vlar1 data sim")
+        rgb[k], tokens[k] = image, tokens_of(mask, len(seen[-1]))
+        if (k + 1) % 100 == 0 or k + 1 == len(items):
+            log(k + 1, len(items))
+    return Dataset(rgb, tokens, seen)
+
+
+def tokens_of(mask: NDArray[np.uint8], n_items: int) -> NDArray[np.int8]:
+    """(168, 224) item indices -> (6, 8) the item that covers most of each image token, -1 where none covers enough."""
+    cells = mask.reshape(CELLS[0], TOKEN_PX, CELLS[1], TOKEN_PX).swapaxes(1, 2).reshape(*CELLS, -1)
+    counts = (cells[..., None] == np.arange(n_items)).sum(-2)
+    return np.where(counts.max(-1) >= MIN_VISIBLE_PX, counts.argmax(-1), -1).astype(np.int8)
 
 
 def to_patches(rgb: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,7 +21,7 @@ NUMBERS = tuple(f"{i / 100:.2f}" for i in range(101))
 # In order: a number; a word with its space; punctuation up to a number, up to the next word's space; the rest.
 _SPLIT = r"[01]\.\d\d| ?\p{L}+|[^\p{L}\d]+(?=\d)|[^\p{L}\d]+(?= \p{L})|[^\p{L}\d]+|\d"
 
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -66,5 +66,5 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 900) -> PreTrainedTo
         pad_token="<|endoftext|>",
         additional_special_tokens=[AddedToken(t, special=True) for t in SPECIAL],
     )
-    fast.chat_template = _CHAT_TEMPLATE
+    fast.chat_template = CHAT_TEMPLATE
     return fast

@@ -1,0 +1,128 @@
+"""Chain-of-thought answers for labelled scenes: what is seen, the target, what is near it, why this grasp or path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from drivers.sim.scene import COLOURS, CONTAINERS, OBJECTS
+from edge.contract import Affordance, Answer, Task, Trajectory
+from training.data.labels import Box, Seen
+from training.data.splits import HELD_OUT_PAIRS, Split
+from training.data.words import ask
+
+POINTS = 5
+IN_THE_WAY = 0.07  # image widths: an item whose centre is nearer to a path than this lies under it
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of an image and the answer wanted."""
+
+    task: Task
+    instruction: str
+    answer: Answer
+
+
+def with_box(seen: Seen) -> str:
+    """An item's name and its box, the same everywhere: naming a thing and giving its box is one habit."""
+    return f"{seen.name} [" + ", ".join(f"{v:.2f}" for v in seen.box) + "]"
+
+
+def listing(seen: tuple[Seen, ...]) -> str:
+    """Everything in the image with its box, from left to right."""
+    return "; ".join(with_box(s) for s in sorted(seen, key=lambda s: s.box[0]))
+
+
+def affordance_answer(seen: tuple[Seen, ...], target: Seen) -> Answer:
+    """Where to grasp ``target``."""
+    near = _nearest(seen, target)
+    beside = f" near the {near.name}" if near else ""
+    reasoning = (
+        f"I see {listing(seen)}. The target is the {with_box(target)}, {_place_name(target.box)}{beside}. "
+        "I grasp it from above, across its narrow side."
+    )
+    x, y, width, height = (round(v, 2) for v in target.box)
+    return Answer(reasoning, Affordance(x, y, max(width, 0.01), max(height, 0.01)))  # of a sliver: an empty box is none
+
+
+def trajectory_answer(seen: tuple[Seen, ...], target: Seen, container: Seen) -> Answer:
+    """From ``target`` to ``container``, evenly spaced."""
+    under = _in_the_way(seen, target, container)
+    why = f"straight, high above the {under.name} between them" if under else "straight, for nothing lies between them"
+    reasoning = (
+        f"I see {listing(seen)}. The {with_box(target)}, {_place_name(target.box)}, goes to the "
+        f"{with_box(container)}, {_place_name(container.box)}. I carry it {why}."
+    )
+    start, end = np.array(target.box[:2]), np.array(container.box[:2])
+    points = [start + (end - start) * k / (POINTS - 1) for k in range(POINTS)]
+    return Answer(reasoning, Trajectory(tuple((round(float(p[0]), 2), round(float(p[1]), 2)) for p in points)))
+
+
+def absent_answer(seen: tuple[Seen, ...], name: str) -> Answer:
+    """There is no such thing here."""
+    return Answer(f"I see {listing(seen)}. There is no {name} here.", None)
+
+
+def draw_question(rng: np.random.Generator, seen: tuple[Seen, ...], split: Split) -> Question:
+    """A pick, or a place asked for its grasp or its path, as ``split`` asks; some about things that are not there."""
+    targets = [s.name for s in seen if not s.is_container and (not split.new_pairs or s.pair in HELD_OUT_PAIRS)]
+    containers = [s.name for s in seen if s.is_container]
+    target, container = str(rng.choice(targets)), str(rng.choice(containers))
+    place = rng.random() >= 0.3
+    task: Task = "trajectory" if place and rng.random() >= 0.45 else "affordance"
+    missing = ""
+    if rng.random() < split.absent:
+        if task == "trajectory" and rng.random() < 0.5:
+            missing = container = absent_name(rng, seen, CONTAINERS)
+        else:
+            missing = target = absent_name(rng, seen, OBJECTS)
+    instruction = ask(rng, target, container if place else None, split.new_words)
+    if missing:
+        return Question(task, instruction, absent_answer(seen, missing))
+    by_name = {s.name: s for s in seen}
+    if task == "affordance":
+        return Question(task, instruction, affordance_answer(seen, by_name[target]))
+    return Question(task, instruction, trajectory_answer(seen, by_name[target], by_name[container]))
+
+
+def absent_name(rng: np.random.Generator, seen: tuple[Seen, ...], shapes: tuple[str, ...]) -> str:
+    """A name that nothing in the image has, half of the time one that shares colour or shape with something there.
+
+    Never one of the held-out pairs: a model that only ever heard of them as missing would learn that they do not exist.
+    """
+    there = {s.pair for s in seen}
+    free = [(c, s) for c in COLOURS for s in shapes if (c, s) not in there and (c, s) not in HELD_OUT_PAIRS]
+    near = [p for p in free if any(p[0] == c or p[1] == s for c, s in there)]
+    choice = near if near and rng.random() < 0.5 else free
+    return " ".join(choice[int(rng.integers(len(choice)))])
+
+
+def _place_name(box: Box) -> str:
+    x, y = box[0], box[1]
+    side = "left" if x < 0.4 else "right" if x > 0.6 else "middle"
+    depth = "back" if y < 0.42 else "front" if y > 0.62 else "centre"
+    return f"{side} {depth}"
+
+
+def _nearest(seen: tuple[Seen, ...], target: Seen) -> Seen | None:
+    others = [s for s in seen if s is not target]
+    if not others:
+        return None
+    return min(others, key=lambda s: np.hypot(s.box[0] - target.box[0], s.box[1] - target.box[1]))
+
+
+def _in_the_way(seen: tuple[Seen, ...], target: Seen, container: Seen) -> Seen | None:
+    """The item nearest to the way from target to container, where one lies under it."""
+    start, end = np.array(target.box[:2]), np.array(container.box[:2])
+    way = end - start
+    best, nearest = IN_THE_WAY, None
+    for s in seen:
+        if s is target or s is container:
+            continue
+        along = float(np.clip((np.array(s.box[:2]) - start) @ way / max(way @ way, 1e-9), 0, 1))
+        off = float(np.linalg.norm(start + along * way - s.box[:2]))
+        if off < best:
+            best, nearest = off, s
+    return nearest
