@@ -37,7 +37,7 @@ class Recipe:
     """Optimizer steps of each stage, at 64 images a step."""
 
     vision_steps: int = 1500
-    language_steps: int = 1000
+    language_steps: int = 1600
     joint_steps: int = 250
     seed: int = 0
 

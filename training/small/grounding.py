@@ -11,8 +11,7 @@ from training.data.answers import absent_name, listing, with_box
 from training.data.labels import Seen
 from training.data.words import made_up_words
 
-LISTING = 0.6  # share of the questions that ask for everything; the rest name one thing
-ABSENT = 0.2  # share of the named things that are not there
+ABSENT = 0.35  # share of the named things that are not there
 ASK_ALL = ("What is on the table?", "Name everything with its box.", "Describe the picture.")
 ASK_ONE = ("Where is the {t}?", "Find the {t}.", "Box of the {t}?")
 
@@ -26,18 +25,29 @@ class Talk:
 
 
 def draw_talk(rng: np.random.Generator, seen: tuple[Seen, ...]) -> Talk:
-    """A question that grounds words in the image, as Qwen2.5-VL's own pretraining has them (captions with boxes,
-    referring expressions); half of them among words made up of random letters, for instructions have many."""
-    if rng.random() < LISTING:
-        prompt, answer = str(rng.choice(ASK_ALL)), f"I see {listing(seen)}."
-    else:
-        if rng.random() < ABSENT:
-            name = absent_name(rng, seen, CONTAINERS if rng.random() < 0.3 else OBJECTS)
-            answer = f"There is no {name} here."
-        else:
-            target = seen[int(rng.integers(len(seen)))]
-            name, answer = target.name, f"The {with_box(target)}."
-        prompt = str(rng.choice(ASK_ONE)).format(t=name)
-        if rng.random() < 0.5:
-            prompt = f"{made_up_words(rng)} the {name} {made_up_words(rng)}"
-    return Talk(prompt.strip() + "\n", answer)
+    """A question that grounds words in the image, as Qwen2.5-VL's own pretraining has them.
+
+    One in four asks for everything (a caption with boxes), one in four for one thing (a referring expression), and half
+    name one or two things among made-up words, as instructions do, and want everything first and then those again.
+    """
+    kind = rng.random()
+    everything = f"I see {listing(seen)}."
+    if kind < 0.25:
+        return Talk(f"{rng.choice(ASK_ALL)}\n", everything)
+    if kind < 0.5:
+        name, answer = _named(rng, seen)
+        return Talk(str(rng.choice(ASK_ONE)).format(t=name) + "\n", answer)
+    names, answers = zip(*(_named(rng, seen) for _ in range(int(rng.integers(1, 3)))), strict=True)
+    words = made_up_words(rng)
+    for name in names:
+        words += f" the {name} {made_up_words(rng, most=2)}"
+    return Talk(f"{words.strip()} {made_up_words(rng, most=12)}".strip() + "\n", " ".join((everything, *answers)))
+
+
+def _named(rng: np.random.Generator, seen: tuple[Seen, ...]) -> tuple[str, str]:
+    """The name of a thing, and where it is, or that it is not there."""
+    if rng.random() < ABSENT:
+        name = absent_name(rng, seen, CONTAINERS if rng.random() < 0.3 else OBJECTS)
+        return name, f"There is no {name} here."
+    target = seen[int(rng.integers(len(seen)))]
+    return target.name, f"The {with_box(target)}."
