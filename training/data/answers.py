@@ -27,12 +27,20 @@ class Question:
 
 def with_box(seen: Seen) -> str:
     """An item's name and its box, the same everywhere: naming a thing and giving its box is one habit."""
-    return f"{seen.name} [" + ", ".join(f"{v:.2f}" for v in seen.box) + "]"
+    return f"{seen.name} {_numbers(seen.box)}"
 
 
 def listing(seen: tuple[Seen, ...]) -> str:
-    """Everything in the image with its box, from left to right."""
-    return "; ".join(with_box(s) for s in sorted(seen, key=lambda s: s.box[0]))
+    """Everything in the image with its box, from left to right.
+
+    The shape is said before the colour. Shapes are harder to tell apart, and a model that has just said "red" leans on
+    which shapes were red in training: of 35 red cylinders, never shown to it before, it listed 32 as red cubes.
+    """
+    return "; ".join(f"{s.shape}, {s.colour} {_numbers(s.box)}" for s in sorted(seen, key=lambda s: s.box[0]))
+
+
+def _numbers(box: Box) -> str:
+    return "[" + ", ".join(f"{v:.2f}" for v in box) + "]"
 
 
 def affordance_answer(seen: tuple[Seen, ...], target: Seen) -> Answer:

@@ -44,7 +44,7 @@ class Seen:
         return self.shape in CONTAINERS
 
     def to_json(self) -> dict[str, Any]:
-        return {"colour": self.colour, "shape": self.shape, "box": [round(v, 4) for v in self.box]}
+        return {"colour": self.colour, "shape": self.shape, "box": list(self.box)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def label_scene(scene: Scene, rng: np.random.Generator, camera: Intrinsics = CAM
         if len(u) < MIN_VISIBLE_PX:
             return None
         x0, x1, y0, y1 = u.min() / WIDTH_PX, (u.max() + 1) / WIDTH_PX, v.min() / HEIGHT_PX, (v.max() + 1) / HEIGHT_PX
-        seen.append(Seen(it.colour, it.shape, ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)))
+        box = ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
+        seen.append(Seen(it.colour, it.shape, _box(round(float(value), 4) for value in box)))
     mask = np.where((item >= 0) & (item < len(seen)), item, NOTHING).astype(np.uint8)
     return LabelledScene(picture.rgb, tuple(seen), mask)
 

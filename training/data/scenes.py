@@ -112,7 +112,8 @@ def _make_item(folder: Path, split: Split, k: int) -> Item:
         labelled = label_scene(scene, rng, camera)
         if labelled is not None:
             break
-    question = draw_question(rng, labelled.seen, split)
+    # A generator of its own: what is asked does not hang on how many numbers the picture took.
+    question = draw_question(np.random.default_rng([split.number, k, 1]), labelled.seen, split)
     image, mask = f"images/{split.name}/{k:06d}.png", f"masks/{split.name}/{k:06d}.png"
     write_png(folder / image, labelled.rgb[:, :, ::-1])
     write_png(folder / mask, labelled.mask)

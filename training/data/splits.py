@@ -31,7 +31,7 @@ class Split:
 SPLITS: dict[str, Split] = {
     split.name: split
     for split in (
-        Split("train", 1, absent=0.12),
+        Split("train", 1, absent=0.2),
         Split("in-domain", 2),
         Split("new-pairs", 3, new_pairs=True),
         Split("new-camera", 4, new_camera=True),

@@ -36,9 +36,9 @@ Log = Callable[[str, int, int, dict[str, float]], None]
 class Recipe:
     """Optimizer steps of each stage, at 64 images a step."""
 
-    vision_steps: int = 1500
-    language_steps: int = 1600
-    joint_steps: int = 250
+    vision_steps: int = 3000
+    language_steps: int = 1500
+    joint_steps: int = 300
     seed: int = 0
 
 
