@@ -121,7 +121,7 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
                 "choose another path or delete it"
             )
     text = "# vlar1 hand-eye calibration: a fixed camera and an arm\n" + yaml.safe_dump(
-        _to_dict(calibration), sort_keys=False, default_flow_style=None, width=10_000, allow_unicode=True
+        _to_dict(calibration), sort_keys=False, default_flow_style=None, width=10_000
     )
     temporary = None
     try:

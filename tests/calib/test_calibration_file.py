@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from calib_views import VGA, transform
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from calib.board import Board
@@ -54,6 +54,7 @@ names = st.text(min_size=1, max_size=20)
 
 
 @settings(max_examples=60, deadline=None)
+@example(serial="0", arm="\x85", turn=(0, 0, 0), shift=(0, 0, 0), focal=1.0, distortion=[], views=[])  # a YAML line end
 @given(
     serial=names,
     arm=names,

@@ -86,7 +86,8 @@ def test_a_pick_closes_at_the_object_and_lifts_it(grasp: Grasp) -> None:
     assert kin.angle_to_opening(q[:, -1].max()) > grasp.width_m + 0.01
     assert kin.angle_to_opening(q[-1, -1]) < grasp.width_m - 0.01
     # Where the jaws close: the arm stands still and the point between them is the object's centre.
-    closing = int(np.flatnonzero(np.isclose(q[:, -1], q[-1, -1]))[0])
+    opened = int(q[:, -1].argmax())  # on the way there the jaws may pass the angle at which they end
+    closing = opened + int(np.flatnonzero(np.isclose(q[opened:, -1], q[-1, -1]))[0])
     near = [np.linalg.norm(kin.grasp_point(q[closing], grasp.width_m, d)[:3, 3] - grasp.position_base_m)
             for d in np.linspace(-0.012, 0.010, 45)]  # fmt: skip
     assert min(near) < 0.002
