@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     def log(stage: str, step: int, steps: int, figures: dict[str, float]) -> None:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        console.print(f"{(time.monotonic() - began) / 60:6.1f} min  {stage} {step}/{steps}  {shown}")
+        console.print(f"{(time.monotonic() - began) / 60:6.1f} min  {stage} {step}/{steps}  {shown}", soft_wrap=True)
 
     folder = train_base(args.data, args.out, Recipe(), log)
     console.print(f"checkpoint: {folder}")

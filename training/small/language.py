@@ -108,7 +108,8 @@ def image_features(tower: nn.Module, data: Dataset, log: Log, batch: int = 128) 
         pixels, grid = to_patches(data.rgb[k : k + batch])
         with torch.autocast("cpu", torch.bfloat16):
             out.append(encode_batch(tower, pixels, grid).reshape(len(grid), N_TOKENS, -1).bfloat16())
-        log(k + len(grid), {})
+        if k // batch % 20 == 0:
+            log(k + len(grid), {})
     return torch.cat(out)
 
 
