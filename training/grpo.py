@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 
 from drivers.errors import UserError
-from training.supervised import positive
+from training.supervised import add_saving, positive
 
 _FREE = ("out", "steps", "micro_batch", "save_every", "resume_from")  # may differ in a command that goes on with a run
 
@@ -112,15 +112,7 @@ def add_parser(commands: Any) -> None:
     add("--vllm", action="store_true", help="sample with vLLM inside the training processes (needs vllm and a GPU)")
     add("--freeze-vision", action="store_true", help="leave the vision tower as it is")
     add("--seed", type=int, default=d.seed, help="of the order of items and of sampling (%(default)s)")
-    add(
-        "--save-every", type=positive, default=d.save_every, metavar="N", help="steps between checkpoints (%(default)s)"
-    )
-    add(
-        "--resume-from",
-        type=Path,
-        metavar="DIR",
-        help="a checkpoint-N of another run with these settings: go on from there while --out has none of its own",
-    )
+    add_saving(parser, d.save_every)
     parser.set_defaults(func=run)
 
 

@@ -74,16 +74,20 @@ def add_parser(commands: Any) -> None:
         help="train on the think block, or on answers with an empty one",
     )
     add("--seed", type=int, default=d.seed, help="of the order of items and of dropout (%(default)s)")
-    add(
-        "--save-every", type=positive, default=d.save_every, metavar="N", help="steps between checkpoints (%(default)s)"
-    )
+    add_saving(parser, d.save_every)
+    parser.set_defaults(func=run)
+
+
+def add_saving(parser: argparse.ArgumentParser, save_every: int) -> None:
+    """The options of both stages about checkpoints."""
+    add = parser.add_argument
+    add("--save-every", type=positive, default=save_every, metavar="N", help="steps between checkpoints (%(default)s)")
     add(
         "--resume-from",
         type=Path,
         metavar="DIR",
         help="a checkpoint-N of another run with these settings: go on from there while --out has none of its own",
     )
-    parser.set_defaults(func=run)
 
 
 def positive(text: str) -> int:

@@ -26,7 +26,7 @@ from typing import Any
 
 from drivers.errors import UserError
 from edge.contract import MAX_POINTS, MIN_POINTS, Task, parse_answer, prompt_text
-from training.data.sharegpt import Item
+from training.data.sharegpt import Item, turns_of
 
 # Annotation tools leave edges and points up to a pixel outside; those are put on the edge. Further out is a mistake.
 SLACK_PX = 1.0
@@ -106,12 +106,7 @@ def _image_size(entry: dict[str, Any], real: Size | None) -> Size:
 
 def _question(turns: object) -> tuple[Task, str, Any]:
     """Task, instruction and label of ShareRobot-Bench's two turns."""
-    if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(t.get("value"), str) for t in turns):
-        raise ValueError("conversations: expected a list of turns with from and value")
-    asked = [t["value"] for t in turns if t.get("from") == "human"]
-    said = [t["value"] for t in turns if t.get("from") == "gpt"]
-    if not asked or not said:
-        raise ValueError("conversations: expected a human and a gpt turn")
+    asked, said = turns_of(turns)
     found = _TASK_IN_QUESTION.search(asked[0])
     if found is None:
         raise ValueError('human turn: ends with neither task\'s format suffix nor asks: The task is "...".')

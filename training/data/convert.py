@@ -16,7 +16,7 @@ from edge.contract import SUFFIX
 from training.data.annotations import Size, from_annotation
 from training.data.bad_items import bad_path, report_bad
 from training.data.parquet import read_parquet, write_parquet
-from training.data.sharegpt import Bad, Item, from_json, load_image, to_json, write_items
+from training.data.sharegpt import Bad, Item, from_json, load_image, read_entries, to_json, write_items
 
 WRITTEN = (".json", ".parquet")
 
@@ -92,15 +92,7 @@ def _entries(source: Path) -> tuple[list[tuple[int, Any]], list[Bad]]:
     if source.suffix == ".parquet":
         items, bad = read_parquet(source)
         return list(items), bad
-    try:
-        entries = json.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror}); expected a JSON file") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{source}: is not JSON ({error}); expected a list of items") from None
-    if not isinstance(entries, list):
-        raise UserError(f"{source}: holds a {type(entries).__name__}, expected a list of items")
-    return list(enumerate(entries)), []
+    return list(enumerate(read_entries(source))), []
 
 
 def _read(entry: Any, folder: Path, check: bool) -> Item:

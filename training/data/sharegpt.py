@@ -76,13 +76,7 @@ def from_json(value: object) -> Item:
         image = image[0]
     if not isinstance(image, str) or not image:
         raise ValueError("image: expected the path of one image")
-    turns = value.get("conversations")
-    if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(t.get("value"), str) for t in turns):
-        raise ValueError("conversations: expected a list of turns with from and value")
-    asked = [t["value"] for t in turns if t.get("from") == "human"]
-    said = [t["value"] for t in turns if t.get("from") == "gpt"]
-    if not asked or not said:
-        raise ValueError("conversations: expected a human and a gpt turn")
+    asked, said = turns_of(value.get("conversations"))
     text = asked[0].replace(IMAGE_LITERAL, "").strip()
     task = next((t for t in TASKS if text.endswith(SUFFIX[t].strip())), None)
     if task is None:
@@ -97,22 +91,38 @@ def from_json(value: object) -> Item:
     return Item(image, task, instruction, said[-1].strip(), more)
 
 
+def turns_of(turns: object) -> tuple[list[str], list[str]]:
+    """What the human and what the gpt turns of a conversation say. Raises ValueError where either has none."""
+    if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(t.get("value"), str) for t in turns):
+        raise ValueError("conversations: expected a list of turns with from and value")
+    asked = [t["value"] for t in turns if t.get("from") == "human"]
+    said = [t["value"] for t in turns if t.get("from") == "gpt"]
+    if not asked or not said:
+        raise ValueError("conversations: expected a human and a gpt turn")
+    return asked, said
+
+
+def read_entries(path: Path) -> list[Any]:
+    """The list in a JSON file. Raises UserError where the file is missing, not JSON or not a list."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a JSON file") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({error}); expected a list of items") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: holds a {type(entries).__name__}, expected a list of items")
+    return entries
+
+
 def read_items(path: Path) -> tuple[list[Item], list[Bad]]:
     """The items of a ShareGPT JSON file, and the entries that are none.
 
     Raises:
         UserError: the file is missing, not JSON or not a list.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a ShareGPT JSON file") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({error}); expected a list of items") from None
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: holds a {type(entries).__name__}, expected a list of items")
     items, bad = [], []
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(read_entries(path)):
         try:
             items.append(from_json(entry))
         except ValueError as error:
