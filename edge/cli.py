@@ -23,6 +23,8 @@ DESCRIPTIONS = {
     "data": "make, convert and reason about training data",
     "train": "train a checkpoint: supervised, then GRPO; resumes where it stopped",
     "eval": "measure a bundle or a checkpoint on held-out images",
+    "build": "compile a bundle's graphs to TensorRT engines, on the board or ahead of time",
+    "calibrate": "measure what the robot relies on: confidence",
 }
 
 USER_ERROR = 2
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cleanup is through; 141 when the reader of stdout has gone. Anything else is a bug of ours and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    args = argparse.Namespace(func=None)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     try:
         args = build_parser(chosen).parse_args(arguments)
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = (error.name or "").partition(".")[0]
         if not missing or missing in OUR_PACKAGES:
             raise
-        return _complain(_missing_package(chosen, missing))
+        return _complain(_missing_package(chosen, args.func, missing))
     except KeyboardInterrupt:
         print("vlar1: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -91,13 +94,15 @@ def _complain(message: str) -> int:
     return USER_ERROR
 
 
-def _missing_package(command: str | None, missing: str) -> str:
+def _missing_package(command: str | None, func: object, missing: str) -> str:
     """Which extra brings what ``command`` lacks: the extras are named after the rooms that need them."""
     entry = commands().get(command or "")
-    room = entry.module.partition(".")[0] if entry else ""
+    # A group such as calibrate has its commands in rooms of their own.
+    modules = (getattr(func, "__module__", ""), entry.module if entry else "")
+    room = next((r for r in (module.partition(".")[0] for module in modules) if r in ("export", "training")), "")
     # torch by its exact version and first: asked for loosely, it brings gigabytes of GPU libraries.
     extra = f"pip install torch==2.13.0 && pip install 'vlar1-edge[{room}]'"
-    how = extra if room in ("export", "training") else "pip install 'vlar1-edge'"
+    how = extra if room else "pip install 'vlar1-edge'"
     return f"`vlar1 {command}` needs the package {missing}, which is not installed: {how}"
 
 

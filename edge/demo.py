@@ -246,9 +246,7 @@ def _episode(table: SimulatedTable, runtime: Runtime, plan: _Plan) -> tuple[Epis
 
 
 def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
-    )
+    return Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True)
 
 
 def _say_of(say: Callable[[str], None], title: str, text: str) -> None:

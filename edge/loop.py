@@ -15,13 +15,14 @@ from drivers.robot import Robot
 from edge.contract import Affordance, Task, Trajectory, not_found
 from edge.control import Controller, MotionError
 from edge.decode import Decision, decide
-from edge.engine.onnx import Engine
+from edge.engine.protocol import Engine
 from edge.geometry import Grasp, lift_affordance, lift_trajectory
 from edge.kinematics import Kinematics
 from edge.motion import JointTrajectory, is_holding, plan_move, plan_pick, plan_place
 from edge.trace import Tracer
 
 CLEARANCE_M = 0.015  # between what is carried and everything it passes over
+_DRAFTS = 32  # answers remembered, one a task and instruction
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Runtime:
     Args:
         controller: started. ``robot.ready_rad`` must be free to reach from where the arm is.
         say: told in a few words what is going on.
+        deadline_s: an answer comes within so many seconds, of a reasoning or a path cut short if need be.
+        trust_cut: act on answers cut short. What is forced out of half a thought may be a guess, and half a path ends
+            somewhere; without this such an answer ends the order.
     """
 
     def __init__(
@@ -73,11 +77,15 @@ class Runtime:
         calibration: Calibration,
         tracer: Tracer,
         say: Callable[[str], None] = lambda text: None,
+        deadline_s: float | None = None,
+        trust_cut: bool = False,
     ) -> None:
         calibration.check(camera.intrinsics, camera.serial, robot.name)
         self.robot, self.camera, self.controller, self.engine = robot, camera, controller, engine
         self.calibration, self.tracer, self.say = calibration, tracer, say
         self.kinematics = Kinematics(robot)
+        self._deadline_s, self._trust_cut = deadline_s, trust_cut
+        self._drafts: dict[tuple[Task, str], tuple[int, ...]] = {}
 
     def go_ready(self) -> None:
         """To the pose from which the camera sees the whole table."""
@@ -87,7 +95,8 @@ class Runtime:
         """Look, decide, plan and move; look again when the jaws came up empty. Starts from the ready pose.
 
         Whatever is not found, cannot be decided, reached or grasped ends the order with its reason before anything
-        moves; so does an answer whose reasoning was cut short.
+        moves; so does an answer that the model is not sure of (`Decision.unsure`), and one that was cut short, unless
+        the runtime trusts such.
 
         Raises:
             DeviceError: the camera or the bus failed; the arm holds.
@@ -102,17 +111,15 @@ class Runtime:
                 self.say("thinking")
                 try:
                     grasp_decision = self._decide(frame, order, "affordance")
-                    _require_answer(grasp_decision, "affordance", order)
+                    self._require_answer(grasp_decision, "affordance", order)
                     if order.place:
                         path_decision = self._decide(frame, order, "trajectory")
-                        _require_answer(path_decision, "trajectory", order)
+                        self._require_answer(path_decision, "trajectory", order)
                 finally:
                     decision_s += time.monotonic() - began
                 grasp, pick, place = self._plan(frame, grasp_decision, path_decision)
             except UserError as error:  # not found, too wide, out of reach: said in words, nothing moved
-                return Outcome(
-                    False, str(error), attempt, frame, grasp_decision, path_decision, decision_s, motion_s
-                )
+                return Outcome(False, str(error), attempt, frame, grasp_decision, path_decision, decision_s, motion_s)
             began = time.monotonic()
             try:
                 reason = self._move(grasp, pick, place)
@@ -128,7 +135,32 @@ class Runtime:
         )
 
     def _decide(self, frame: Frame, order: Order, task: Task) -> Decision:
-        return decide(self.engine, frame.rgb, task, order.instruction, tracer=self.tracer)
+        """One decision, with the last answer to the same question as its draft."""
+        question = (task, order.instruction)
+        draft = self._drafts.pop(question, None)
+        decision = decide(
+            self.engine,
+            frame.rgb,
+            task,
+            order.instruction,
+            draft=draft,
+            deadline_s=self._deadline_s,
+            tracer=self.tracer,
+        )
+        self._drafts[question] = decision.tokens
+        if len(self._drafts) > _DRAFTS:
+            del self._drafts[next(iter(self._drafts))]
+        return decision
+
+    def _require_answer(self, decision: Decision, task: Task, order: Order) -> None:
+        if decision.thinking_cut and not self._trust_cut:
+            raise UserError("the model did not come to the end of its reasoning; say the order in other words")
+        if decision.points_cut and not self._trust_cut:
+            raise UserError("the model may not have come to the end of the path; say the order in other words")
+        if decision.answer.output is None:
+            raise UserError(not_found(task, order.instruction))
+        if decision.unsure:
+            raise UserError(decision.unsure)
 
     def _plan(
         self, frame: Frame, grasp_decision: Decision, path_decision: Decision | None
@@ -164,10 +196,3 @@ class Runtime:
 
     def _measured(self) -> np.ndarray:
         return self.controller.arm.read().position_rad
-
-
-def _require_answer(decision: Decision, task: Task, order: Order) -> None:
-    if decision.thinking_cut:  # what the grammar then forces out of the model is a guess
-        raise UserError("the model did not come to the end of its reasoning; say the order in other words")
-    if decision.answer.output is None:
-        raise UserError(not_found(task, order.instruction))

@@ -1,265 +1,271 @@
-"""Checkpoint folder to verified bundle: load, export, quantize, describe, verify, and only then put in place."""
+"""Checkpoint to verified bundle: check, make part by part, describe, verify, and only then put in place."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import hashlib
-import importlib.metadata
 import json
-import platform
+import os
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import cv2
-import mujoco
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from drivers.errors import UserError
-from drivers.robot import load_robot
-from drivers.sim.render import CAMERA, camera_pose, render
-from drivers.sim.scene import draw_scene, draw_task
-from drivers.sim.world import build_model, set_arm
-from edge import contract
-from edge.engine.bundle import LANGUAGE, MANIFEST, SCHEMA, TOKENIZER, VISION, Bundle, file_sha256, load_bundle
-from export import verify
-from export.graphs import OPSET, Quantization, export_language, export_vision, quantize_int8
-from export.modules import ImageGrid
+from edge.engine.bundle import EMBEDDING, MANIFEST, TOKENIZER, load_bundle
+from export import layers, manifest, questions, reference, resources, tasks, verify
+from export.assemble import Assembly
+from export.plan import Engines, Plan, ends, parts, plan_export
+from export.quantize import Quantization, write_table
+from export.questions import Question
+from export.shards import EMBEDDING as EMBEDDING_WEIGHT
+from export.shards import checkpoint_sha256
 
-_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers")
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-_SPECIAL = (contract.IMAGE_PAD, contract.IM_START, contract.IM_END, contract.VISION_START, contract.VISION_END)
-N_CASES = 8
+# Simulated tables that boxes and paths are judged on, for a checkpoint whose answers come quickly.
+N_TABLES = 32
+_OLD = "old"
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
 def export_bundle(
     checkpoint: Path,
     out: Path,
     quantization: Quantization,
-    size_px: tuple[int, int],
+    sizes_px: Sequence[tuple[int, int]],
     images: Path | None,
+    engine: Engines = "onnx",
 ) -> verify.Verification:
     """Make the bundle `out` of a checkpoint folder as `save_pretrained` leaves it.
 
     The bundle is built in a folder beside `out` and takes its place at the end; whatever goes wrong, `out` stays as it
-    was.
+    was. What an interrupted export has finished, the next one of the same kind takes over.
 
     Args:
-        checkpoint: config.json, weights, tokenizer.json.
+        checkpoint: config.json, tokenizer.json and safetensors, in one file or in several with their index.
         out: the bundle's folder; an older bundle there is replaced, any other folder with something in it is not.
-        quantization: ``fp32`` or ``int8``.
-        size_px: width and height of the image the vision graph takes.
+        quantization: of the weights.
+        sizes_px: width and height of the images that the vision graphs take; the first is the default.
         images: folder of images to verify on; None renders some of the simulated table.
+        engine: whose graphs to write.
 
     Raises:
-        UserError: the checkpoint, the size, the images or `out` cannot be used, or the bundle disagrees with
-            Transformers.
+        UserError: the checkpoint, the sizes, the images or `out` cannot be used, memory or disk are too small, or the
+            bundle disagrees with Transformers.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out}: is there already and is not a bundle; name another folder")
-    questions = [verify.ask(i, image) for i, image in enumerate(read_images(images))] if images else made_up()
-    model = load_checkpoint(checkpoint)
-    tokenizer_json = _tokenizer_json(checkpoint)
-    grid = _grid(model.config, size_px)
+    out = Path(os.path.realpath(out))
+    _check_out(out)
+    plan = plan_export(checkpoint, quantization, sizes_px, engine)
+    asked = questions.of_folder(images) if images else []
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made ({error.strerror}); name another folder") from None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work, Progress(*columns) as progress:
-        graphs = progress.add_task(f"graphs, {quantization}", total=2)
-        folder = Path(work) / out.name
-        folder.mkdir()
-        for name, write in (
-            (VISION, lambda path: export_vision(model.model.visual, grid, path)),
-            (LANGUAGE, lambda path: export_language(model, path)),
-        ):
-            _write_graph(write, folder / name, quantization)
-            progress.advance(graphs)
-        (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
-        manifest = _manifest(model, grid, quantization, checkpoint, folder)
-        _write_manifest(folder, manifest)
-        bundle = load_bundle(folder)
-        task = progress.add_task("Transformers' answers", total=len(questions))
-        cases = verify.reference_cases(model, bundle, questions, lambda: progress.advance(task))
-        check = progress.add_task("the bundle's answers", total=len(cases))
-        result = verify.compare(bundle, cases, lambda: progress.advance(check))
-        verify.require(result, quantization)
-        manifest["verification"] = result.as_dict() | {"images": str(images.name) if images else "made up"}
-        _write_manifest(folder, manifest)
-        _put_in_place(folder, out)
+    try:
+        with _locked(out):
+            left = (path for folder in _work_folders(out) for path in folder.rglob("*") if path.is_file())
+            resources.require(resources.estimate(plan), out, sum(path.stat().st_size for path in left))
+            with Progress(*_COLUMNS) as progress:
+                return _export(plan, checkpoint, out, asked, images, progress)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"--out {out}: its disk is full; free some and run this again, it goes on where it stopped"
+        ) from None
+
+
+def _export(
+    plan: Plan, checkpoint: Path, out: Path, asked: list[Question], images: Path | None, progress: Progress
+) -> verify.Verification:
+    if not images:
+        n_tables = N_TABLES if resources.is_small(plan) else questions.N_CASES
+        asked = questions.made_up(n_tables, _bar(progress, "simulated tables", n_tables))
+    asked = [asked[i % len(asked)] for i in range(max(len(asked), len(plan.sizes_px)))]
+    advance = _bar(progress, "reading the checkpoint", len(plan.shards.files))
+    sha256 = checkpoint_sha256(plan.shards.files, advance)
+    source = {"checkpoint": checkpoint.resolve().name, "sha256": sha256}
+    with _work_folder(out, _key(plan, sha256)) as work:
+        described = _make(plan, work, source, progress)
+        manifest.write_manifest(work / "bundle", described)
+        result = _verify(plan, work, source, asked, progress)
+        verify.require(result, plan.quantization)
+        seen = images.resolve().name if images else "simulated tables"
+        described["verification"] = result.as_dict() | {"images": seen}
+        if "tensorrt" in plan.engines and result.tensorrt is None:
+            described["verification"]["tensorrt"] = "not run: the checkpoint is too large to run them without a GPU"
+        if "onnx" not in plan.engines:
+            _drop_onnx(work, described)
+        manifest.write_manifest(work / "bundle", described)
+        _put_in_place(work / "bundle", out)
     return result
 
 
-def load_checkpoint(checkpoint: Path) -> Any:
-    """The model in fp32 for inference; raises UserError where the folder holds none."""
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
-
-    for name in ("config.json", TOKENIZER):
-        if not (checkpoint / name).is_file():
-            raise UserError(f"checkpoint {checkpoint}: lacks {name}; expected a folder as save_pretrained leaves it")
-    try:
-        config = AutoConfig.from_pretrained(checkpoint)
-        if config.model_type != "qwen2_5_vl":
-            where = checkpoint / "config.json"
-            raise UserError(f"checkpoint {where}: model_type is {config.model_type}, expected qwen2_5_vl")
-        model, loading = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-        )
-    except UserError:
-        raise
-    except Exception as error:  # of many kinds; safetensors and tokenizers raise bare ones
-        raise _not_loaded(checkpoint, error) from None
-    if loading["missing_keys"]:  # Transformers makes weights up for these
-        name, n = min(loading["missing_keys"]), len(loading["missing_keys"])
-        raise UserError(f"checkpoint {checkpoint}: {n} weights are missing, {name} among them; save it again in full")
-    if getattr(model.config.text_config, "use_sliding_window", False):
-        raise UserError(f"checkpoint {checkpoint / 'config.json'}: use_sliding_window is on; that is not exported")
-    return model.eval()
-
-
-def _not_loaded(checkpoint: Path, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(f"checkpoint {checkpoint}: Transformers cannot load it: {reason}")
-
-
-def read_images(folder: Path) -> list[NDArray[np.uint8]]:
-    """Up to `N_CASES` images of a folder, spread over it, as RGB.
-
-    Raises:
-        UserError: there is none, or one cannot be read.
-    """
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-    if not paths:
-        raise UserError(f"--images {folder}: holds no {', '.join(_IMAGE_SUFFIXES)} file")
-    images = []
-    for path in paths[:: max(1, len(paths) // N_CASES)][:N_CASES]:
-        bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if bgr is None:
-            raise UserError(f"--images {path}: is not a readable image")
-        images.append(np.ascontiguousarray(bgr[:, :, ::-1], dtype=np.uint8))
-    return images
-
-
-def made_up() -> list[verify.Question]:
-    """`N_CASES` views of simulated tables, as their camera gives them: (480, 640, 3) RGB, the same every time.
-
-    What is named is on the table, so that a model which says ``null`` otherwise answers in full; not so in the fourth
-    pair, which asks for what most tables lack.
-    """
-    robot = load_robot()
-    questions = []
-    for seed in range(N_CASES):
-        rng = np.random.default_rng([seed, 0xE4])
-        scene = draw_scene(rng)
-        model = build_model(scene)
-        data = mujoco.MjData(model)
-        set_arm(model, data, robot.ready_rad)
-        mujoco.mj_kinematics(model, data)
-        image = render(model, data, scene.look, camera_pose(scene.look), CAMERA, rng).rgb
-        question = verify.ask(seed, image)
-        if seed // 2 % 4 != 3:
-            kind = "pick" if question.task == "affordance" else "place"
-            question = replace(question, instruction=draw_task(rng, scene, kind).instruction)
-        questions.append(question)
-    return questions
-
-
-def _grid(config: Any, size_px: tuple[int, int]) -> ImageGrid:
-    vision = config.vision_config
-    grid = ImageGrid(*size_px, vision.patch_size, vision.spatial_merge_size)
-    side = grid.patch_px * grid.merge
-    if min(size_px) < side or grid.width_px % side or grid.height_px % side:
-        raise UserError(f"--image-size {grid.width_px}x{grid.height_px}: both sides must be multiples of {side} pixels")
-    return grid
-
-
-def _write_graph(write: Any, path: Path, quantization: Quantization) -> None:
-    if quantization == "fp32":
-        write(path)
+def _check_out(out: Path) -> None:
+    """Raises UserError where something is at `out` that must not be replaced."""
+    if os.path.ismount(out):
+        raise UserError(f"--out {out}: is where a disk is mounted; name a folder in it")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
-        full = Path(folder) / path.name
-        write(full)
-        quantize_int8(full, path)
-
-
-def _tokenizer_json(checkpoint: Path) -> str:
-    """The tokenizer with the tokens that Transformers adds to tokenizer.json, without padding or truncation."""
-    from transformers import PreTrainedTokenizerFast
-
     try:
-        backend = PreTrainedTokenizerFast.from_pretrained(checkpoint).backend_tokenizer
-    except Exception as error:  # tokenizers raises bare Exception
-        raise _not_loaded(checkpoint, error) from None
-    backend.no_padding()
-    backend.no_truncation()
-    text: str = backend.to_str()
-    return text
+        found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not {"schema", "files", "model"} <= found.keys():
+        raise UserError(f"--out {out}: is there already and is not a bundle; name another folder")
 
 
-def _manifest(
-    model: Any, grid: ImageGrid, quantization: Quantization, checkpoint: Path, folder: Path
-) -> dict[str, Any]:
-    from tokenizers import Tokenizer
-
-    text, vision = model.config.text_config, model.config.vision_config
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-    if tokenizer.token_to_id(contract.IMAGE_PAD) != model.config.image_token_id:
-        raise UserError(
-            f"checkpoint {checkpoint}: image_token_id of config.json is not the tokenizer's {contract.IMAGE_PAD}"
-        )
-    return {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "quantization": quantization,
-        "opset": OPSET,
-        "source": {"checkpoint": checkpoint.resolve().name, "sha256": checkpoint_sha256(checkpoint)},
-        "image": {
-            "width_px": grid.width_px,
-            "height_px": grid.height_px,
-            "patch_px": grid.patch_px,
-            "temporal_patch": vision.temporal_patch_size,
-            "merge": grid.merge,
-        },
-        "model": {
-            "layers": text.num_hidden_layers,
-            "kv_heads": text.num_key_value_heads,
-            "head_dim": text.hidden_size // text.num_attention_heads,
-            "hidden": text.hidden_size,
-            "vocab": text.vocab_size,
-            "max_positions": text.max_position_embeddings,
-        },
-        "tokens": {token: tokenizer.token_to_id(token) for token in _SPECIAL},
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in _PACKAGES},
-        "files": {
-            path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size}
-            for path in sorted(folder.iterdir())
-            if path.name != MANIFEST
-        },
-    }
+def _make(plan: Plan, work: Path, source: dict[str, str], progress: Progress) -> dict[str, Any]:
+    """Everything of the bundle in ``work/bundle``; its manifest, which is not written yet."""
+    folder, steps = work / "bundle", parts(plan, work)
+    advance = _bar(progress, f"graphs, {plan.quantization}", len(steps) + 1)
+    assembly = Assembly(work)
+    for part in steps:
+        assembly.add(part.graph, part.data, part.make)
+        advance()
+    assembly.finish(ends(plan))
+    described = manifest.describe(plan, source)
+    vocab, hidden = plan.shards.shape(EMBEDDING_WEIGHT)
+    described["embedding"] = write_table(
+        folder / EMBEDDING,
+        lambda start, stop: plan.shards.rows(EMBEDDING_WEIGHT, start, stop).numpy(),
+        vocab,
+        hidden,
+        plan.quantization,
+    )
+    advance()
+    (folder / TOKENIZER).write_text(plan.tokenizer_json, encoding="utf-8")
+    if "tensorrt" in plan.engines:
+        described["tensorrt"] = _tensorrt(plan, work, progress)
+    described["files"] = manifest.list_files(folder)
+    return described
 
 
-def checkpoint_sha256(checkpoint: Path) -> str:
-    """One hash of config, weights and tokenizer: SHA-256 over their names and SHA-256s."""
-    weights = [path.name for path in checkpoint.glob("*.safetensors")]
-    names = sorted(["config.json", TOKENIZER, *weights])
-    lines = "".join(f"{name} {file_sha256(checkpoint / name)}\n" for name in names)
-    return hashlib.sha256(lines.encode()).hexdigest()
+def _tensorrt(plan: Plan, work: Path, progress: Progress) -> dict[str, Any]:
+    from export.tensorrt import export_tensorrt, tensorrt_steps
+
+    done = work / "tensorrt.json"
+    if done.is_file():
+        kept: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        return kept
+    advance = _bar(progress, f"graphs for TensorRT, {plan.quantization}", tensorrt_steps(plan.config, plan.sizes_px))
+    read = plan.shards.__getitem__
+    field: dict[str, Any] = export_tensorrt(
+        plan.config, read, work / "bundle", plan.sizes_px, plan.quantization, plan.numbers, advance
+    )
+    done.write_text(json.dumps(field), encoding="utf-8")
+    return field
 
 
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+def _verify(
+    plan: Plan, work: Path, source: dict[str, str], asked: Sequence[Question], progress: Progress
+) -> verify.Verification:
+    bundle, asked_once = load_bundle(work / "bundle"), asked[: max(questions.N_CASES, len(plan.sizes_px))]
+    cases = verify.bundle_cases(bundle, asked_once, work, _bar(progress, "the bundle's answers", len(asked_once)))
+    first, window_px = cases[0], plan.config.vision_config.window_size
+    states = layers.hidden_states(bundle, first.ids, first.patches, first.size, window_px)
+    advance = _bar(progress, "Transformers reads them", reference.reference_steps(plan.config))
+    logits, cosines = reference.read_texts(plan.shards, bundle, cases, states, advance)
+    tensorrt = None
+    if "tensorrt" in plan.engines and resources.is_small(plan):
+        advance = _bar(progress, "TensorRT's graphs read them", len(cases))
+        again = verify.tensorrt_cases(bundle, cases, work, advance)
+        tensorrt = verify.compare(again, logits, plan.quantization)
+    return verify.Verification(
+        verify.compare(cases, logits, plan.quantization),
+        layers.Layers(cosines, layers.LEAST[plan.quantization]),
+        _score(plan, work, source, asked, progress),
+        tensorrt,
+    )
+
+
+def _score(
+    plan: Plan, work: Path, source: dict[str, str], asked: Sequence[Question], progress: Progress
+) -> tasks.Tasks | None:
+    """Task figures of the bundle, and of an fp32 one where that is quickly made."""
+    if all(question.label is None for question in asked):
+        return None
+    advance = _bar(progress, "its boxes and paths", len(asked))
+    after = tasks.score(load_bundle(work / "bundle"), asked, advance)
+    if plan.quantization == "fp32":
+        return tasks.Tasks(None, after, "every greedy token of an fp32 bundle is that of the checkpoint")
+    if not resources.is_small(plan):
+        return tasks.Tasks(None, after, "the checkpoint is too large to make an fp32 bundle on the way")
+    whole = replace(plan, quantization="fp32", sizes_px=plan.sizes_px[:1], engines=("onnx",))
+    folder = work / "fp32"
+    manifest.write_manifest(folder / "bundle", _make(whole, folder, source, progress))
+    advance = _bar(progress, "fp32 boxes and paths", len(asked))
+    before = tasks.score(load_bundle(folder / "bundle"), asked, advance)
+    return tasks.Tasks(before, after, "before: an fp32 bundle of the same checkpoint")
+
+
+def _drop_onnx(work: Path, described: dict[str, Any]) -> None:
+    """Leave the graphs for ONNX Runtime, which were needed to verify, out of a bundle for TensorRT alone."""
+    shutil.rmtree(work / "parts")  # whoever goes on with this folder makes them again
+    for name in [name for name in described["files"] if name.endswith((".onnx", ".data")) and "/" not in name]:
+        (work / "bundle" / name).unlink()
+        del described["files"][name]
+
+
+def _bar(progress: Progress, what: str, total: int) -> Callable[[], None]:
+    task = progress.add_task(what, total=total)
+    return lambda: progress.advance(task)
+
+
+def _key(plan: Plan, checkpoint_hash: str) -> str:
+    """What the finished parts of an interrupted export depend on, as one hash."""
+    code = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
+    what = [checkpoint_hash, plan.quantization, plan.sizes_px, plan.engines, manifest.versions(), code]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def _work_folders(out: Path) -> list[Path]:
+    return sorted(out.parent.glob(f".{glob.escape(out.name)}.export-*"))
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """No other export writes `out` meanwhile. Raises UserError where one does."""
+    path = out.parent / f".{out.name}.export.lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino
+        except BlockingIOError:
+            same = False
+        if not same:  # or another has ended since, and taken its lock away
+            raise UserError(f"--out {out}: another export is writing it; wait for it, or end it")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _work_folder(out: Path, key: str) -> Iterator[Path]:
+    """A folder beside `out` that outlives an interruption, but neither success nor a bundle that is refused."""
+    work = out.parent / f".{out.name}.export-{key[:16]}"
+    for folder in _work_folders(out):
+        if (folder / _OLD).exists() and not out.exists():  # ended between the two renames of _put_in_place
+            (folder / _OLD).rename(out)
+        if folder != work:  # of another checkpoint or quantization
+            shutil.rmtree(folder)
+    work.mkdir(exist_ok=True)
+    try:
+        yield work
+    except UserError:
+        shutil.rmtree(work)
+        raise
+    shutil.rmtree(work)
 
 
 def _put_in_place(folder: Path, out: Path) -> None:
-    old = folder.with_name(f"{out.name}.old")
+    old = folder.with_name(_OLD)
     if out.exists():
         out.rename(old)
     try:
@@ -268,17 +274,11 @@ def _put_in_place(folder: Path, out: Path) -> None:
         if old.exists():
             old.rename(out)
         raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def bundle_size_bytes(bundle: Bundle) -> int:
-    """Bytes of a bundle's files."""
-    return sum(int(entry["bytes"]) for entry in bundle.manifest["files"].values())
 
 
 def size_of(value: str) -> tuple[int, int]:
     """``224x168`` -> (224, 168); raises UserError."""
-    parts: Sequence[str] = value.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and part.isascii() for part in parts):
+    sides: Sequence[str] = value.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and side.isascii() for side in sides):
         raise UserError(f"--image-size {value}: expected WIDTHxHEIGHT in pixels, for example 224x168")
-    return int(parts[0]), int(parts[1])
+    return int(sides[0]), int(sides[1])

@@ -1,156 +1,230 @@
-"""The two graphs as ONNX files, in fp32 or with 8-bit weights."""
+"""The graphs of a bundle, part by part: each is traced to ONNX from one layer's tensors, then they are joined by name.
+
+Whoever assembles a graph of a large model quantizes each part and puts its weights on disk before it asks for the next.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from onnx import helper, numpy_helper
+from onnx import helper
+from torch import Tensor, nn
 
-from export.modules import ImageGrid, LanguageGraph, VisionGraph
+from drivers.errors import UserError
+from export.language import DecoderLayer, LanguageEnd, LanguageStart
+from export.modules import ImageGrid, Linear, Tensors
+from export.vision import VisionBlock, VisionEnd, VisionStart
 
-Quantization = Literal["fp32", "int8"]
 OPSET = 17
-# Protobuf files end at 2 GiB; larger weights go to one file beside the graph.
-_EXTERNAL_ABOVE_BYTES = 1_500_000_000
+Shape = tuple[int | str, ...]
+# Open sizes while tracing; any do, as long as they differ and a cached token fits.
+_EXAMPLE = {"n": 3, "k": 3, "room": 7}
+_LENGTHS = ("seqlens_k", "total_length")
 
 
-def export_vision(visual: Any, grid: ImageGrid, path: Path) -> None:
-    """Write the vision tower for one image size to `path`: patches -> image_embeds."""
-    config = visual.config
+@dataclass(frozen=True)
+class Part:
+    """A piece of a graph.
+
+    Attributes:
+        name: what its weights' and inner values' names begin with.
+        module: what to trace.
+        inputs, outputs: names and shapes, open sizes by name; parts are joined by the names.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Shape]
+    outputs: dict[str, Shape]
+
+
+def rope(config: Any) -> dict[str, Any]:
+    """The manifest's field ``rope`` of a text config: radians a position, how many go by time, row and column, scaling.
+
+    Raises:
+        UserError: the angles depend on how long the text is.
+    """
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
+
+    rotary = Qwen2_5_VLRotaryEmbedding(config)
+    if "dynamic" in rotary.rope_type or rotary.rope_type == "longrope":
+        raise UserError(f"checkpoint: rope_type {rotary.rope_type} of config.json is not exported; expected default")
+    return {
+        "inv_freq": [float(value) for value in rotary.inv_freq],
+        "sections": [int(size) for size in config.rope_scaling["mrope_section"]],
+        "scaling": float(rotary.attention_scaling),
+    }
+
+
+def language_start(config: Any) -> Part:
+    """inputs_embeds (n, hidden) -> what the first layer takes."""
+    size = config.hidden_size
+    return Part("start", LanguageStart(), {"inputs_embeds": ("n", size)}, {"residual.0": (1, "n", size)})
+
+
+def language_layer(config: Any, index: int, tensors: Tensors) -> Part:
+    """One decoder layer; `tensors` of ``model.layers.<index>.``.
+
+    Raises:
+        UserError: the config asks for what `DecoderLayer` does not do.
+    """
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = config.hidden_size // heads
+    _require("text_config", config.hidden_act, head_dim)
+    module = DecoderLayer(tensors, heads, kv_heads, config.rms_norm_eps, first=index == 0)
+    rows: Shape = (1, "n", config.hidden_size)
+    cache: Shape = (1, kv_heads, "room", head_dim)
+    inputs = _stream(index, rows) | {name: ("room", head_dim // 2) for name in ("cos", "sin")}
+    inputs |= {"seqlens_k": (1,), "total_length": (), f"past_key.{index}": cache, f"past_value.{index}": cache}
+    outputs = _stream(index + 1, rows) | {f"key.{index}": cache, f"value.{index}": cache}
+    return Part(f"layer.{index}", module, inputs, outputs)
+
+
+def language_end(config: Any, tensors: Tensors) -> Part:
+    """The last layer's outputs -> hidden (n, hidden); `tensors` of ``model.norm.``."""
+    size = config.hidden_size
+    inputs = _stream(config.num_hidden_layers, (1, "n", size))
+    return Part("end", LanguageEnd(tensors["weight"], config.rms_norm_eps), inputs, {"hidden": ("n", size)})
+
+
+def language_values(config: Any) -> tuple[list[str], list[str]]:
+    """Names of the language graph's inputs and outputs, in order."""
+    layers = range(config.num_hidden_layers)
+    past = [f"past_{kind}.{i}" for i in layers for kind in ("key", "value")]
+    new = [f"{kind}.{i}" for i in layers for kind in ("key", "value")]
+    return ["inputs_embeds", "cos", "sin", "seqlens_k", "total_length", *past], ["hidden", *new]
+
+
+def head(weight: Tensor) -> Part:
+    """The language head, or some rows of it: weight (vocab, hidden); hidden (k, hidden) -> logits (k, vocab)."""
+    vocab, size = weight.shape
+    return Part("head", Linear({"head.weight": weight}, "head"), {"hidden": ("k", size)}, {"logits": ("k", vocab)})
+
+
+def vision_start(config: Any, grid: ImageGrid, tensors: Tensors) -> Part:
+    """patches (n_patches, patch values) -> what the first block takes; `tensors` of ``visual.``."""
     values = config.in_channels * config.temporal_patch_size * config.patch_size**2
-    example = (torch.zeros(grid.n_patches, values),)
-    _export(VisionGraph(visual, grid), example, path, ["patches"], ["image_embeds"], {})
+    module = VisionStart(tensors, grid, config.window_size)
+    rows = (grid.n_patches, config.hidden_size)
+    return Part("start", module, {"patches": (grid.n_patches, values)}, {"residual.0": rows})
 
 
-def export_language(model: Any, path: Path) -> None:
-    """Write the language model with its key-value cache to `path` (inputs and outputs: `LanguageGraph`)."""
-    graph = LanguageGraph(model)
-    n_layers = len(graph.layers)
-    past = [torch.zeros(graph.kv_heads, 3, graph.head_dim) for _ in range(2 * n_layers)]
-    ids = torch.tensor([graph.image_token, graph.image_token, 1, 2, 3])
-    example = (ids, torch.zeros(2, graph.norm.weight.shape[0]), torch.arange(15).reshape(3, 5), *past)
-    past_names = [f"past_{kind}.{i}" for i in range(n_layers) for kind in ("key", "value")]
-    new_names = [f"{kind}.{i}" for i in range(n_layers) for kind in ("key", "value")]
-    axes: dict[str, dict[int, str]] = {"input_ids": {0: "n"}, "image_embeds": {0: "m"}, "position_ids": {1: "n"}}
-    axes |= {name: {1: "past"} for name in past_names} | {name: {1: "total"} for name in new_names}
-    inputs = ["input_ids", "image_embeds", "position_ids", *past_names]
-    _export(graph, example, path, inputs, ["logits", *new_names], axes)
+def vision_block(config: Any, grid: ImageGrid, index: int, tensors: Tensors) -> Part:
+    """One block of the tower; `tensors` of ``visual.blocks.<index>.``.
+
+    Raises:
+        UserError: the config asks for what `VisionBlock` does not do.
+    """
+    _require("vision_config", config.hidden_act, config.hidden_size // config.num_heads)
+    windowed = index not in config.fullatt_block_indexes
+    sizes = (config.num_heads, config.window_size)
+    module = VisionBlock(tensors, grid, *sizes, windowed=windowed, first=index == 0)
+    rows = (grid.n_patches, config.hidden_size)
+    return Part(f"block.{index}", module, _stream(index, rows), _stream(index + 1, rows))
 
 
-def _export(
-    graph: torch.nn.Module,
-    example: tuple[torch.Tensor, ...],
-    path: Path,
-    inputs: list[str],
-    outputs: list[str],
-    axes: dict[str, dict[int, str]],
-) -> None:
-    # Written in a folder of its own first: above 2 GiB torch strews one file a tensor around the graph.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, warnings.catch_warnings(), _quiet():
+def vision_end(config: Any, grid: ImageGrid, tensors: Tensors) -> Part:
+    """The last block's outputs -> image_embeds (n_tokens, hidden); `tensors` of ``visual.merger.``."""
+    module = VisionEnd(tensors, grid, config.window_size)
+    inputs = _stream(config.depth, (grid.n_patches, config.hidden_size))
+    return Part("end", module, inputs, {"image_embeds": (grid.n_tokens, config.out_hidden_size)})
+
+
+def _stream(index: int, shape: Shape) -> dict[str, Shape]:
+    """What goes from layer to layer: the residual and, but into the first, what is still to be added to it."""
+    return {f"{name}.{index}": shape for name in (("residual", "delta") if index else ("residual",))}
+
+
+def _require(section: str, act: str, head_dim: int) -> None:
+    where = f"checkpoint: {section} of config.json"
+    if act != "silu":
+        raise UserError(f"{where}: hidden_act is {act}, which is not exported; expected silu")
+    if head_dim % 16:
+        raise UserError(f"{where}: {head_dim} values a head are not exported; expected a multiple of 16")
+
+
+def trace(part: Part) -> onnx.ModelProto:
+    """A part as ONNX, its weights within; inputs and outputs named as the part says, all else after the part."""
+    file = io.BytesIO()
+    with warnings.catch_warnings(), _quiet(), torch.no_grad():
         warnings.simplefilter("ignore")
-        raw = Path(folder) / path.name
         torch.onnx.export(
-            graph.eval(),
-            example,
-            str(raw),
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_axes=axes,
+            part.module.eval(),
+            tuple(_example(name, shape) for name, shape in part.inputs.items()),
+            file,  # type: ignore[arg-type]  # takes open files, whatever its signature says
+            input_names=list(part.inputs),
+            output_names=list(part.outputs),
+            dynamic_axes={name: _open(shape) for name, shape in (part.inputs | part.outputs).items()},
             opset_version=OPSET,
             dynamo=False,
         )
-        save(onnx.load(raw), path)
+    model = onnx.load_from_string(file.getvalue())
+    _rename(model.graph, part)
+    return model
+
+
+def _example(name: str, shape: Shape) -> Tensor:
+    sizes = [_EXAMPLE[size] if isinstance(size, str) else size for size in shape]
+    if name in _LENGTHS:
+        return torch.full(sizes, _EXAMPLE["n"] + (name == "total_length"), dtype=torch.int32)
+    return torch.zeros(sizes)
+
+
+def _open(shape: Shape) -> dict[int, str]:
+    return {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
+
+
+def _rename(graph: onnx.GraphProto, part: Part) -> None:
+    # torch stores equal weights once and says Identity for the others.
+    weights = {tensor.name for tensor in graph.initializer}
+    copies = [node for node in graph.node if node.op_type == "Identity" and node.input[0] in weights]
+    names = {name: name for name in ("", *part.inputs, *part.outputs)}
+    names |= {node.output[0]: f"{part.name}.{node.input[0]}" for node in copies}
+
+    def named(name: str) -> str:
+        return names.get(name, f"{part.name}.{name}")
+
+    for node in copies:
+        graph.node.remove(node)
+    for tensor in graph.initializer:
+        tensor.name = named(tensor.name)
+    for node in graph.node:
+        node.name = f"{part.name}.{node.name}"
+        node.input[:] = [named(name) for name in node.input]
+        node.output[:] = [named(name) for name in node.output]
+    del graph.value_info[:], graph.output[:]  # torch loses shapes behind operators that are not ONNX's own
+    graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in part.outputs.items()
+    )
+
+
+def join(models: Sequence[onnx.ModelProto], inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    """One graph of traced parts, in order: what one gives under a name, a later one takes under it."""
+    values = {value.name: value for model in models for value in (*model.graph.input, *model.graph.output)}
+    graph = helper.make_graph(
+        [node for model in models for node in model.graph.node],
+        "graph",
+        [values[name] for name in inputs],
+        [values[name] for name in outputs],
+        [tensor for model in models for tensor in model.graph.initializer],
+    )
+    opsets = {opset.domain: opset for model in models for opset in model.opset_import}
+    return helper.make_model(graph, opset_imports=list(opsets.values()), ir_version=models[0].ir_version)
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph; weights above protobuf's limit go to ``<name>.data`` beside it."""
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if size > _EXTERNAL_ABOVE_BYTES:
-        onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=1024)
-    else:
-        onnx.save(model, path)
-
-
-def quantize_int8(source: Path, target: Path) -> None:
-    """Rewrite a graph with 8-bit weights (of which 7 are used): one scale a column, activations quantized as they come.
-
-    Every product with a constant matrix becomes standard ONNX ``DynamicQuantizeLinear`` + ``MatMulInteger``. A table
-    that is looked up column by column (the embedding) becomes 8 bit with the same column scales, so a tied head and
-    table stay one tensor. The result is the same on every processor.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with _quiet():
-        quantize_dynamic(
-            source,
-            target,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            # x86 without VNNI adds pairs of products in 16 bits that saturate; 7-bit weights cannot reach that. With 8
-            # bits, logits of a random model of the shipped size fell from cosine 0.996 to 0.93 there (simulated); with
-            # 7 bits they are at 0.990 everywhere.
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-            use_external_data_format=source.with_name(source.name + ".data").exists(),
-            extra_options={"MatMulConstBOnly": True},
-        )
-    model = onnx.load(target)
-    _quantize_tables(model.graph)
-    target.unlink()
-    target.with_name(target.name + ".data").unlink(missing_ok=True)
-    save(model, target)
-
-
-def _quantize_tables(graph: onnx.GraphProto) -> None:
-    """Replace each lookup of columns in a float table by a lookup of 8-bit columns and their scales."""
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    tables = [
-        node
-        for node in graph.node
-        if node.op_type == "Gather"
-        and node.input[0] in weights
-        and weights[node.input[0]].data_type == onnx.TensorProto.FLOAT
-        and len(weights[node.input[0]].dims) == 2
-        and helper.get_node_attr_value(node, "axis") == 1
-    ]
-    for node in tables:
-        name, ids, out = node.input[0], node.input[1], node.output[0]
-        quantized, scale = f"{name}_quantized", f"{name}_scale"
-        if quantized not in weights:
-            table = numpy_helper.to_array(weights[name])
-            column_scale = np.maximum(np.abs(table).max(axis=0), 1e-12).astype(np.float32) / 127
-            values = np.clip(np.rint(table / column_scale), -127, 127).astype(np.int8)
-            graph.initializer.append(numpy_helper.from_array(values, quantized))
-            graph.initializer.append(numpy_helper.from_array(column_scale, scale))
-        lookup = [
-            helper.make_node("Gather", [quantized, ids], [f"{out}_q"], axis=1),
-            helper.make_node("Cast", [f"{out}_q"], [f"{out}_f"], to=onnx.TensorProto.FLOAT),
-            helper.make_node("Gather", [scale, ids], [f"{out}_s"], axis=0),
-            helper.make_node("Mul", [f"{out}_f", f"{out}_s"], [out]),
-        ]
-        index = list(graph.node).index(node)
-        graph.node.remove(node)
-        for offset, new in enumerate(lookup):
-            graph.node.insert(index + offset, new)
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)

@@ -1,39 +1,50 @@
-"""Does a bundle say what its checkpoint says? Transformers answers real inputs; the bundle must agree."""
+"""Does a bundle say what its checkpoint says? The bundle answers real inputs; Transformers must have said the same.
+
+The bundle writes each answer greedily. Then Transformers reads prompt and answer, once, in fp32: after every token,
+what would it have written next? Where it agrees all along, its own greedy answer is the same. So a model is verified
+whose generation in Transformers would take hours (`export.reference`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from drivers.errors import UserError
 from edge import contract
-from edge.engine.bundle import Bundle
+from edge.engine.bundle import Bundle, ImageSize
 from edge.engine.onnx import OnnxEngine
+from edge.engine.tensorrt.engine import TensorRTEngine
 from edge.preprocess import preprocess
-from export.graphs import Quantization
+from export import tasks
+from export.cpu_device import CpuDevice
+from export.layers import Layers
+from export.quantize import Quantization
+from export.questions import Question
+from export.reference import Text
 
-INSTRUCTIONS = ("pick up the red cube", "put the green ball in the blue bowl")
 MAX_NEW_TOKENS = 200
 # fp32 rounding through a few dozen layers, relative to the largest logit. Two summation orders differ by about 1e-5.
 FP32_LOGITS_RELATIVE = 1e-3
-INT8_COSINE_MEAN = 0.99
-INT8_AGREEMENT = 0.90
+# Least mean cosine of the logits, and least share of greedy tokens that are the same.
+LEAST: dict[Quantization, tuple[float, float]] = {"fp16": (0.999, 0.97), "int8": (0.99, 0.90), "int4": (0.95, 0.80)}
 
 
 @dataclass(frozen=True)
-class Verification:
-    """How a bundle compares with Transformers in fp32.
+class Agreement:
+    """How a bundle's logits compare with those of Transformers in fp32.
 
     Attributes:
         cases, tokens: answers compared and tokens in them.
         logits_max_abs_diff, logits_max_abs: largest difference of a logit, and largest reference logit.
         logits_cosine_mean, logits_cosine_min: cosine of the logit vectors, over all tokens.
-        greedy_agreement: share of tokens at which the bundle, given the same text so far, would have written the same.
+        greedy_agreement: share of the bundle's tokens that Transformers, given the same text so far, would have
+            written.
         first_difference: place of the first token that differs, for each answer; None where none does. No difference
             means the same greedy answer.
         bound: what was asked of these figures.
@@ -49,87 +60,118 @@ class Verification:
     first_difference: list[int | None]
     bound: str
 
+
+@dataclass(frozen=True)
+class Verification:
+    """All that was found out about a bundle.
+
+    Attributes:
+        agreement: of its graphs for ONNX Runtime.
+        layers: where precision goes, for one prompt.
+        tasks: how good its answers are; None where nobody knows the right ones.
+        tensorrt: of its graphs for TensorRT, run on ONNX Runtime; None where there are none, or they were not run.
+    """
+
+    agreement: Agreement
+    layers: Layers
+    tasks: tasks.Tasks | None
+    tensorrt: Agreement | None
+
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For the manifest."""
+        named = asdict(self.agreement)
+        named["layers"] = {**asdict(self.layers), "first_below": self.layers.first_below}
+        named["tasks"] = None if self.tasks is None else {**asdict(self.tasks), "bound": self.tasks.bound}
+        named["tensorrt"] = None if self.tensorrt is None else asdict(self.tensorrt)
+        return named
 
 
 @dataclass(frozen=True)
-class Question:
-    """What both are asked: one image, (h, w, 3) uint8 RGB, and what to say of it."""
+class Case(Text):
+    """A text whose answer is the bundle's, and the bundle's logits (n, vocab) before each token of it, in a file."""
 
-    image: NDArray[np.uint8]
-    task: contract.Task
-    instruction: str
-
-
-@dataclass(frozen=True)
-class Case:
-    """One input and what Transformers makes of it: ``tokens`` (n,) greedily, ``logits`` (n, vocab) before each."""
-
-    ids: list[int]
-    patches: NDArray[np.float32]
-    tokens: list[int]
     logits: NDArray[np.float32]
 
 
-def ask(i: int, image: NDArray[np.uint8]) -> Question:
-    """The `i`-th question, about an image of which nothing is known: tasks and instructions in turn."""
-    return Question(image, contract.TASKS[i % 2], INSTRUCTIONS[i // 2 % 2])
+def bundle_cases(bundle: Bundle, questions: Sequence[Question], work: Path, progress: Callable[[], None]) -> list[Case]:
+    """The bundle's greedy answers, the questions in turn at each of its image sizes.
 
-
-def reference_cases(
-    model: Any, bundle: Bundle, questions: Sequence[Question], progress: Callable[[], None]
-) -> list[Case]:
-    """Transformers' greedy answers, fp32, to each question."""
-    rows, cols = bundle.grid
-    grid_thw = torch.tensor([[1, rows * bundle.merge, cols * bundle.merge]])
+    Args:
+        bundle: as the robot will load it.
+        questions: at least one for each image size.
+        work: folder for the logits.
+        progress: called after each answer.
+    """
+    sizes = [bundle.images[i % len(bundle.images)] for i in range(len(questions))]
+    prompts = [_prompt(bundle, question, size) for question, size in zip(questions, sizes, strict=True)]
+    engine = OnnxEngine(bundle, room=max(map(len, prompts)) + MAX_NEW_TOKENS)
     cases = []
-    for question in questions:
-        text = contract.prompt_text(question.task, question.instruction)
-        ids = bundle.tokenizer.encode(contract.render_chat(text, bundle.n_image_tokens), add_special_tokens=False).ids
-        patches = preprocess(question.image, bundle.width_px, bundle.height_px)
-        with torch.no_grad():
-            out = model.generate(
-                input_ids=torch.tensor([ids]),
-                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                pixel_values=torch.from_numpy(patches),
-                image_grid_thw=grid_thw,
-                do_sample=False,
-                repetition_penalty=1.0,
-                max_new_tokens=MAX_NEW_TOKENS,
-                eos_token_id=bundle.end_token,
-                pad_token_id=bundle.end_token,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        logits = torch.cat(out.logits).float().numpy()
-        cases.append(Case(ids, patches, out.sequences[0, len(ids) :].tolist(), logits))
+    for i, (question, size, ids) in enumerate(zip(questions, sizes, prompts, strict=True)):
+        patches = preprocess(question.image, size.width_px, size.height_px)
+        engine.prefill(ids, engine.encode_image(patches))
+        tokens: list[int] = []
+        logits: list[NDArray[np.float32]] = []
+        while not tokens or (tokens[-1] != bundle.end_token and len(tokens) < MAX_NEW_TOKENS):
+            if tokens:
+                engine.extend(tokens[-1:])
+            logits.append(engine.logits()[0].copy())
+            tokens.append(int(logits[-1].argmax()))
+        cases.append(Case(size, ids, patches, tokens, _on_disk(work / f"logits-{i}.npy", np.stack(logits))))
         progress()
     return cases
 
 
-def compare(bundle: Bundle, cases: Sequence[Case], progress: Callable[[], None]) -> Verification:
-    """Run the bundle, as the robot will, along the reference answers."""
-    engine = OnnxEngine(bundle)
-    diffs, cosines, agreed, first = [0.0], [], [], []
-    for case in cases:
-        logits = engine.prefill(case.ids, engine.encode_image(case.patches))
-        same = []
-        for token, reference in zip(case.tokens, case.logits, strict=True):
-            diffs.append(float(np.abs(logits - reference).max()))
-            norm = float(np.linalg.norm(logits) * np.linalg.norm(reference))
-            cosines.append(float(logits @ reference) / max(norm, 1e-12))
-            same.append(int(logits.argmax()) == token)
-            logits = engine.step(token)
+def tensorrt_cases(bundle: Bundle, cases: Sequence[Case], work: Path, progress: Callable[[], None]) -> list[Case]:
+    """The same texts with the logits of the bundle's graphs for TensorRT, run on ONNX Runtime.
+
+    Args:
+        bundle: with graphs for TensorRT.
+        cases: of `bundle_cases`.
+        work: folder for the logits.
+        progress: called after each text.
+    """
+    engine, found = TensorRTEngine(bundle, CpuDevice(bundle)), []
+    for i, case in enumerate(cases):
+        engine.prefill(case.ids, engine.encode_image(case.patches))
+        logits = [engine.logits()]
+        if len(case.tokens) > 1:
+            engine.extend(case.tokens[:-1])
+            logits.append(engine.logits(len(case.tokens) - 1))
+        found.append(replace(case, logits=_on_disk(work / f"logits-tensorrt-{i}.npy", np.concatenate(logits))))
+        progress()
+    return found
+
+
+def _on_disk(path: Path, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    np.save(path, array)
+    mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
+    return mapped
+
+
+def _prompt(bundle: Bundle, question: Question, size: ImageSize) -> list[int]:
+    rows, cols = bundle.grid_of(size)
+    text = contract.render_chat(contract.prompt_text(question.task, question.instruction), rows * cols)
+    ids: list[int] = bundle.tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def compare(cases: Sequence[Case], references: Sequence[NDArray[np.float32]], quantization: Quantization) -> Agreement:
+    """The figures of the bundle's logits beside the reference's."""
+    diffs, largest, cosines, agreed = [0.0], [0.0], [], []
+    first: list[int | None] = []
+    for case, reference in zip(cases, references, strict=True):
+        same = [bool(same) for same in reference.argmax(axis=1) == case.logits.argmax(axis=1)]
+        for got, expected in zip(case.logits, reference, strict=True):
+            diffs.append(float(np.abs(got - expected).max()))
+            largest.append(float(np.abs(expected).max()))
+            cosines.append(float(got @ expected) / max(float(np.linalg.norm(got) * np.linalg.norm(expected)), 1e-12))
         agreed += same
         first.append(None if all(same) else same.index(False))
-        progress()
-    quantization: Quantization = "fp32" if bundle.quantization == "fp32" else "int8"
-    return Verification(
+    return Agreement(
         cases=len(cases),
         tokens=len(agreed),
         logits_max_abs_diff=max(diffs),
-        logits_max_abs=max(float(np.abs(case.logits).max()) for case in cases),
+        logits_max_abs=max(largest),
         logits_cosine_mean=float(np.mean(cosines)),
         logits_cosine_min=float(np.min(cosines)),
         greedy_agreement=float(np.mean(agreed)),
@@ -141,22 +183,45 @@ def compare(bundle: Bundle, cases: Sequence[Case], progress: Callable[[], None])
 def _bound(quantization: Quantization) -> str:
     if quantization == "fp32":
         return f"logits within {FP32_LOGITS_RELATIVE:g} of the largest logit, and every greedy token the same"
-    return f"mean logits cosine at least {INT8_COSINE_MEAN}, at least {INT8_AGREEMENT:.0%} of greedy tokens the same"
+    cosine, agreement = LEAST[quantization]
+    return f"mean logits cosine at least {cosine}, at least {agreement:.0%} of greedy tokens the same"
 
 
 def require(result: Verification, quantization: Quantization) -> None:
-    """Raise UserError, with the figures, unless `result` is within the bound for `quantization`."""
-    if quantization == "fp32":
-        good = (
-            result.logits_max_abs_diff <= FP32_LOGITS_RELATIVE * max(result.logits_max_abs, 1.0)
-            and result.greedy_agreement == 1.0
-        )
-    else:
-        good = result.logits_cosine_mean >= INT8_COSINE_MEAN and result.greedy_agreement >= INT8_AGREEMENT
-    if not good:
+    """Raise UserError, with the figures, unless `result` is within the bounds for `quantization`."""
+    lost = _where_lost(result.layers)
+    for graphs, found in (("", result.agreement), (" for TensorRT", result.tensorrt)):
+        if found is not None and not _good(found, quantization):
+            raise UserError(
+                f"export: the {quantization} bundle{graphs} does not agree with Transformers: logits differ by up to "
+                f"{found.logits_max_abs_diff:.3g} (largest {found.logits_max_abs:.3g}), mean cosine "
+                f"{found.logits_cosine_mean:.4f}, {found.greedy_agreement:.1%} of greedy tokens the same, first "
+                f"differing tokens {found.first_difference}; {lost}; asked for: {found.bound}. No bundle was written"
+            )
+    if result.tasks is not None and result.tasks.before is not None and not result.tasks.good:
+        before, after = result.tasks.before, result.tasks.after
         raise UserError(
-            f"export: the {quantization} bundle does not agree with Transformers: logits differ by up to "
-            f"{result.logits_max_abs_diff:.3g} (largest {result.logits_max_abs:.3g}), mean cosine "
-            f"{result.logits_cosine_mean:.4f}, {result.greedy_agreement:.1%} of greedy tokens the same, first "
-            f"differing tokens {result.first_difference}; asked for: {result.bound}. No bundle was written"
+            f"export: the {quantization} bundle answers worse than the checkpoint: mean IoU of {after.boxes} boxes "
+            f"{_figure(before.iou)} before, {_figure(after.iou)} after; mean distance of {after.paths} paths "
+            f"{_figure(before.distance)} before, {_figure(after.distance)} after; {lost}; asked for: "
+            f"{result.tasks.bound}. No bundle was written"
         )
+
+
+def _where_lost(layers: Layers) -> str:
+    where = layers.first_below
+    if where is None:
+        return f"hidden states of no layer fall below cosine {layers.least:g}"
+    return f"hidden states fall below cosine {layers.least:g} first at {where} ({layers.cosines[where]:.4f})"
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _good(found: Agreement, quantization: Quantization) -> bool:
+    if quantization == "fp32":
+        within = FP32_LOGITS_RELATIVE * max(found.logits_max_abs, 1.0)
+        return found.logits_max_abs_diff <= within and found.greedy_agreement == 1.0
+    cosine, agreement = LEAST[quantization]
+    return found.logits_cosine_mean >= cosine and found.greedy_agreement >= agreement

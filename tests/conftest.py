@@ -95,12 +95,13 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fp32 bundle of `tiny_checkpoint`, at 224x168 px."""
-    from export import build, verify
+    """The fp32 bundle of `tiny_checkpoint`, at 224x168 px and 112x84 px."""
+    from export import build, questions, verify
 
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "N_CASES", 3)
+        patch.setattr(questions, "N_CASES", 3)
+        patch.setattr(build, "N_TABLES", 3)
         patch.setattr(verify, "MAX_NEW_TOKENS", 40)
-        build.export_bundle(tiny_checkpoint, out, "fp32", (224, 168), None)
+        build.export_bundle(tiny_checkpoint, out, "fp32", [(224, 168), (112, 84)], None)
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from drivers.errors import UserError
 from edge.contract import IM_END, prompt_text, render_chat
-from edge.decode import AnswerWriter, decide
-from edge.engine.onnx import Engine
+from edge.decode import AnswerWriter, Decision, decide
+from edge.decode.decision import MAX_THINK_TOKENS, MAX_TOKENS
+from edge.engine.protocol import Engine
 from edge.preprocess import preprocess
 from training.data.sharegpt import Item
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Image = NDArray[np.uint8]
-
-MAX_THINK_TOKENS, MAX_TOKENS = 256, 512  # what `edge.decode.decide` gives an answer on the robot
 
 
 class Answerer(Protocol):
@@ -37,36 +36,45 @@ class Answerer(Protocol):
 
 
 class BundleAnswerer:
-    """A bundle through the robot's own runtime; without the grammar, the likeliest tokens until it ends its turn."""
+    """A bundle through the robot's own runtime; without the grammar, the likeliest tokens until it ends its turn.
+
+    Args:
+        on_decision: told what is behind each answer, where the grammar is used.
+    """
 
     batch = 1
 
-    def __init__(self, engine: Engine, grammar: bool = True) -> None:
-        self._engine, self._grammar = engine, grammar
+    def __init__(
+        self, engine: Engine, grammar: bool = True, on_decision: Callable[[Decision], None] | None = None
+    ) -> None:
+        self._engine, self._grammar, self._on_decision = engine, grammar, on_decision
 
     def __call__(self, images: Sequence[Image], items: Sequence[Item]) -> list[str]:
         return [self._answer(rgb, item) for rgb, item in zip(images, items, strict=True)]
 
     def _answer(self, rgb: Image, item: Item) -> str:
         if self._grammar:
-            return decide(
+            decision = decide(
                 self._engine,
                 rgb,
                 item.task,
                 item.instruction,
                 max_think_tokens=MAX_THINK_TOKENS,
                 max_tokens=MAX_TOKENS,
-            ).text
+            )
+            if self._on_decision is not None:
+                self._on_decision(decision)
+            return decision.text
         bundle = self._engine.bundle
         prompt = render_chat(prompt_text(item.task, item.instruction), bundle.n_image_tokens)
         ids = bundle.tokenizer.encode(prompt, add_special_tokens=False).ids
         _check_room(len(ids), bundle.max_positions)
         patches = preprocess(rgb, bundle.width_px, bundle.height_px)
-        logits = self._engine.prefill(ids, self._engine.encode_image(patches))
+        self._engine.prefill(ids, self._engine.encode_image(patches))
         tokens: list[int] = []
-        while (token := int(logits.argmax())) != bundle.end_token and len(tokens) < MAX_TOKENS:
+        while (token := int(self._engine.logits()[0].argmax())) != bundle.end_token and len(tokens) < MAX_TOKENS:
             tokens.append(token)
-            logits = self._engine.step(token)
+            self._engine.extend([token])
         text: str = bundle.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 

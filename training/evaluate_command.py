@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     skipped = [*faulty, *not_asked]
     for table in tables(results):  # before anything is written, which may fail
         console.print(table)
-    _print_skipped(console, skipped, args.json)
+    print_skipped(console, skipped, f"all in {args.json}" if args.json else "all with --json FILE")
     if args.json:
         _write(args.json, (json.dumps(how | report(results, skipped), indent=1, ensure_ascii=False) + "\n").encode())
     if args.sheet:
@@ -93,14 +93,15 @@ def tables(results: Sequence[Result]) -> list[Table]:
     return shown
 
 
-def _print_skipped(console: Console, skipped: Sequence[Skipped], listed: Path | None) -> None:
+def print_skipped(console: Console, skipped: Sequence[Skipped], where: str = "") -> None:
+    """Say what was not asked and why, the first few; ``where`` all of them are."""
     if skipped:
         console.print(f"not asked: {len(skipped)} items")
     for entry in skipped[:SHOWN_FAULTS]:
         console.print(f"  {entry.split} item {entry.index}: {entry.reason}", markup=False, soft_wrap=True)
     if len(skipped) > SHOWN_FAULTS:
-        where = f"all in {listed}" if listed else "all with --json FILE"
-        console.print(f"  and {len(skipped) - SHOWN_FAULTS} more, {where}", markup=False, soft_wrap=True)
+        more = f"  and {len(skipped) - SHOWN_FAULTS} more" + (f", {where}" if where else "")
+        console.print(more, markup=False, soft_wrap=True)
 
 
 def _sheet(results: Sequence[Result], questions: Sequence[Question], title: str) -> bytes:

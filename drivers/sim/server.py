@@ -165,9 +165,7 @@ class Tabletop:
     def _slew(self) -> None:
         most = MAX_SPEED_RAD_S * self.model.opt.timestep
         ctrl = self.data.ctrl
-        ctrl[:] = np.where(
-            self._powered, ctrl + np.clip(self._goal_rad - ctrl, -most, most), self.data.qpos[:6]
-        )
+        ctrl[:] = np.where(self._powered, ctrl + np.clip(self._goal_rad - ctrl, -most, most), self.data.qpos[:6])
 
     def _show_servos(self) -> None:
         q, v = self.data.qpos[:6], self.data.qvel[:6]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.engine.bundle import Rope
+
 
 def mrope_positions(ids: Sequence[int], image_token: int, grid: tuple[int, int]) -> NDArray[np.int64]:
     """Positions of a prompt of text and still images (section 2.1 of arXiv:2409.12191).
@@ -41,3 +43,11 @@ def mrope_positions(ids: Sequence[int], image_token: int, grid: tuple[int, int])
         positions[:, i:end] = following + image
         i, following = end, following + max(rows, cols)
     return positions
+
+
+def rotary(positions: NDArray[np.int64], rope: Rope) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosine and sine, (n, head_dim / 2) each, of positions (3, n); pairs turn with time, then rows, then columns."""
+    section = np.repeat(np.arange(3), rope.sections)
+    angles = positions.T[:, section].astype(np.float32) * rope.inv_freq
+    scaling = np.float32(rope.scaling)
+    return np.cos(angles) * scaling, np.sin(angles) * scaling

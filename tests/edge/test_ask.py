@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 import edge.ask
 from edge import cli, contract
+from edge.abstention import SCORE
 from edge.contract import Affordance, Answer, Output, Trajectory, format_answer, parse_answer, parse_output
 from edge.decode import Decision
 from edge.overlay import draw_decision
@@ -33,11 +35,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Output | None], None]:
     def set_answer(output: Output | None) -> None:
         answer = Answer("I looked.", output)
 
-        def decide(*args: Any, on_text: Callable[[str], None] | None, **kwargs: Any) -> Decision:
-            text = format_answer(answer)
-            if on_text is not None:
-                on_text(text)
-            return Decision(answer, text, 100, 12, 4, False)
+        def decide(*args: Any, **kwargs: Any) -> Decision:
+            return Decision(answer, format_answer(answer), 100, 12, 4)
 
         monkeypatch.setattr(edge.ask, "decide", decide)
 
@@ -102,8 +101,17 @@ def test_the_terminal_sees_the_reasoning_then_the_answer(
     argv = ["ask", "--bundle", str(tiny_bundle), "--image", str(image), "--task", "trajectory", "[red]pick[/red]"]
     assert cli.main(argv) == 0
     said = capsys.readouterr().out
-    assert said.startswith("<think>")
-    assert "</output>\ntrajectory " in said and "prefill" in said
+    thought, _, rest = said.partition("</think>\n")
+    lines = rest.splitlines()
+    shown = [line for line in lines if line.startswith("waypoint ")]
+    assert thought.startswith("<think>") and "\nwaypoint" not in thought
+    assert lines[: len(shown)] == shown and lines[len(shown)].startswith(("trajectory [", "trajectory not found"))
+    told = lines[len(shown)].removeprefix("trajectory ")
+    points = json.loads(told) if told.startswith("[") else []
+    assert [line.partition(" after ")[0] for line in shown] == [
+        f"waypoint {i}: {x:g}, {y:g}" for i, (x, y) in enumerate(points, 1)
+    ]
+    assert "\nconfidence " in rest and "not sure" not in rest and "prefill" in rest
 
 
 @pytest.mark.parametrize(
@@ -121,6 +129,11 @@ def test_the_terminal_sees_the_reasoning_then_the_answer(
         ({"instruction": " "}, "instruction: is empty"),
         ({"instruction": "pick \udcff"}, "not UTF-8"),
         ({"--seed": "-1"}, "--seed -1: expected 0 or more"),
+        ({"--max-think-tokens": "-1"}, "--max-think-tokens -1: expected 0 or more"),
+        ({"--max-think-tokens": "400", "--deadline": "0"}, "--deadline 0: expected milliseconds, more than 0"),
+        ({"--deadline": "nan"}, "--deadline nan: expected milliseconds"),
+        ({"--deadline": "inf"}, "--deadline inf: expected milliseconds"),
+        ({"--draws": "0"}, "--draws 0: expected 1 or more"),
         ({"--image": "a" * 5000}, "File name too long"),
     ],
 )
@@ -143,6 +156,47 @@ def test_bad_input_is_one_line_and_exit_code_2(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert says in captured.err and captured.err.count("\n") == 1
+
+
+def test_flags_reach_the_decision_and_what_was_cut_is_said(
+    tiny_bundle: Path, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["ask", "--bundle", str(tiny_bundle), "--image", str(image), "--task", "trajectory"]
+    argv += ["--max-think-tokens", "3", "--draws", "3", "--seed", "7", "pick it"]
+    assert cli.main(argv) == 0
+    said = capsys.readouterr().out
+    assert "reasoning cut short: it had used its tokens" in said and "the one of 3 draws" in said
+    assert cli.main([*argv, "--json"]) == 0
+    decision = json.loads(capsys.readouterr().out)
+    assert (decision["draws"], decision["thinking_cut"]) == (3, "tokens")
+    assert 0.0 <= decision["spread"] <= 1.0 and 0.0 < decision["confidence"] <= 1.0
+    assert cli.main([*argv[:7], "--deadline", "0.001", "--json", "pick it"]) == 0
+    hurried = json.loads(capsys.readouterr().out)  # cannot be kept: the shortest answer at once
+    assert hurried["thinking_cut"] == "deadline" and hurried["reasoning"] == ""
+    assert hurried["output"] is None or len(hurried["output"]) == contract.MIN_POINTS
+
+
+def test_an_unsure_answer_is_shown_and_said_to_be_unsure(
+    tiny_bundle: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["confidence"] = {"score": SCORE, "error_rate": 0.05, "tasks": {"affordance": {"threshold": 1.0}}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    asks = ["ask", "--image", str(image), "--max-think-tokens", "3", "--json", "pick it"]
+    answers = {}
+    for folder, task in [(tiny_bundle, "affordance"), (bundle, "affordance"), (bundle, "trajectory")]:
+        assert cli.main([*asks, "--bundle", str(folder), "--task", task]) == 0
+        answers[folder, task] = json.loads(capsys.readouterr().out)
+    plain, unsure = answers[tiny_bundle, "affordance"], answers[bundle, "affordance"]
+    assert plain["output"] == unsure["output"] is not None and plain["confidence"] == unsure["confidence"] < 1.0
+    assert plain["unsure"] is None and answers[bundle, "trajectory"]["unsure"] is None
+    assert unsure["unsure"].startswith("not sure: ")
+    asks.remove("--json")
+    assert cli.main([*asks, "--bundle", str(bundle), "--task", "affordance"]) == 0
+    said = capsys.readouterr().out
+    assert contract.format_output(contract.Affordance(**plain["output"])) in said and unsure["unsure"] in said
 
 
 @pytest.mark.parametrize("shape", [(480, 640), (1080, 1920), (33, 20), (5000, 1)])

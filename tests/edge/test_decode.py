@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from toy_engine import ToyBundle, ToyEngine, toy_bundle, writes
+from transformers_engine import TransformersEngine
 
 from drivers.errors import UserError
 from edge import contract
 from edge.contract import Affordance, Trajectory, parse_answer
-from edge.decode import AnswerWriter, Sampling, decide
-from edge.engine.bundle import Bundle, load_bundle
-from edge.engine.onnx import OnnxEngine
+from edge.decode import AnswerWriter, OutputEvent, Sampling, TextEvent, decide
 from edge.preprocess import preprocess
 from edge.trace import Tracer
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path) -> Bundle:
-    return load_bundle(tiny_bundle)
+def bundle(tiny_checkpoint: Path) -> ToyBundle:
+    return toy_bundle((tiny_checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def engine(bundle: Bundle) -> OnnxEngine:
-    return OnnxEngine(bundle, 1)
+def engine(tiny_checkpoint: Path) -> TransformersEngine:
+    return TransformersEngine(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -35,36 +35,13 @@ def frame() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
-class Scripted:
-    """An engine that wants to write a given text and then goes on with it for ever."""
+@lru_cache(maxsize=1)
+def all_texts(bundle: ToyBundle) -> list[str]:
+    return [bundle.tokenizer.decode([token]) for token in range(bundle.tokenizer.get_vocab_size())]
 
-    def __init__(self, bundle: Bundle, text: str) -> None:
-        self.bundle, self._wanted = bundle, bundle.tokenizer.encode(text).ids
-        self._prompt: list[int] = []
-        self._written: list[int] = []
 
-    def encode_image(self, patches: np.ndarray) -> np.ndarray:
-        assert patches.shape == (192, 1176)
-        return np.zeros((self.bundle.n_image_tokens, self.bundle.hidden), np.float32)
-
-    def prefill(self, ids: Sequence[int], image_embeds: np.ndarray) -> np.ndarray:
-        end = max(i for i, token in enumerate(ids) if token == self.bundle.tokenizer.token_to_id("<|im_start|>"))
-        opening = len(self.bundle.tokenizer.encode("<|im_start|>assistant\n").ids)
-        self._written = list(ids[end + opening :])
-        return self._logits()
-
-    def extend(self, tokens: Sequence[int]) -> np.ndarray:
-        self._written += tokens
-        return self._logits()
-
-    def step(self, token: int) -> np.ndarray:
-        return self.extend([token])
-
-    def _logits(self) -> np.ndarray:
-        logits = np.zeros(self.bundle.vocab, np.float32)
-        n = len(self._written)
-        logits[self._wanted[n] if n < len(self._wanted) else self._wanted[-1]] = 9.0
-        return logits
+def scripted(bundle: ToyBundle, text: str) -> ToyEngine:
+    return ToyEngine(bundle, writes(bundle, text))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -76,10 +53,10 @@ class Scripted:
     likes=st.sampled_from(["anything", "digits", "brackets", "high bytes", "null"]),
 )
 def test_any_choice_under_the_mask_ends_in_an_answer(
-    bundle: Bundle, task: contract.Task, seed: int, max_think_tokens: int, spare: int, likes: str
+    bundle: ToyBundle, task: contract.Task, seed: int, max_think_tokens: int, spare: int, likes: str
 ) -> None:
     generator = np.random.default_rng(seed)
-    texts = [bundle.tokenizer.decode([token]) for token in range(bundle.tokenizer.get_vocab_size())]
+    texts = all_texts(bundle)
     liked = {
         "anything": lambda text: True,
         "digits": lambda text: any(c in "0123456789." for c in text),
@@ -106,7 +83,7 @@ def test_any_choice_under_the_mask_ends_in_an_answer(
 
 
 @pytest.mark.parametrize("task", contract.TASKS)
-def test_a_grammar_accepts_every_answer_in_the_training_format(bundle: Bundle, task: contract.Task) -> None:
+def test_a_grammar_accepts_every_answer_in_the_training_format(bundle: ToyBundle, task: contract.Task) -> None:
     outputs = {
         "affordance": [Affordance(0.0, 1.0, 0.01, 1.0), Affordance(0.5, 0.25, 0.99, 0.1)],
         "trajectory": [Trajectory(((0.0, 1.0),) * n) for n in (2, 16)],
@@ -132,22 +109,23 @@ def test_a_grammar_accepts_every_answer_in_the_training_format(bundle: Bundle, t
     ],
 )
 def test_what_the_model_wants_is_what_comes(
-    bundle: Bundle, frame: np.ndarray, task: contract.Task, output: Affordance | Trajectory | None
+    bundle: ToyBundle, frame: np.ndarray, task: contract.Task, output: Affordance | Trajectory | None
 ) -> None:
     text = contract.format_answer(contract.Answer("I see the red cube.", output))
-    heard: list[str] = []
+    heard: list[object] = []
     tracer = Tracer()
-    decision = decide(Scripted(bundle, text), frame, task, "pick it", on_text=heard.append, tracer=tracer)
-    assert decision.text == text == "".join(heard)
+    decision = decide(scripted(bundle, text), frame, task, "pick it", on_event=heard.append, tracer=tracer)
+    assert decision.text == text == "".join(event.text for event in heard if isinstance(event, TextEvent))
+    assert [event for event in heard if isinstance(event, OutputEvent)] == [OutputEvent(output)]
     assert decision.answer == contract.Answer("I see the red cube.", output)
     assert decision.n_forced_tokens > 0 and not decision.thinking_cut
     assert list(tracer.summary()) == ["preprocess", "vision", "prefill", "decode", "parse"]
 
 
 @pytest.mark.parametrize("rambling", ["on and on ", "中文", "</thin", "<"])
-def test_the_thinking_budget_ends_the_reasoning(bundle: Bundle, frame: np.ndarray, rambling: str) -> None:
-    decision = decide(Scripted(bundle, "<think>" + rambling * 400), frame, "affordance", "pick it", max_think_tokens=20)
-    assert decision.thinking_cut
+def test_the_thinking_budget_ends_the_reasoning(bundle: ToyBundle, frame: np.ndarray, rambling: str) -> None:
+    decision = decide(scripted(bundle, "<think>" + rambling * 400), frame, "affordance", "pick it", max_think_tokens=20)
+    assert decision.thinking_cut == "tokens"
     assert decision.text.count("</think>") == 1
     assert len(bundle.tokenizer.encode(decision.text.partition("</think>")[0]).ids) <= 20 + 3
 
@@ -155,7 +133,7 @@ def test_the_thinking_budget_ends_the_reasoning(bundle: Bundle, frame: np.ndarra
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(task=st.sampled_from(contract.TASKS), thought=st.text(max_size=30), cut=st.booleans())
 def test_after_the_reasoning_the_model_chooses_between_an_output_and_null(
-    bundle: Bundle, task: contract.Task, thought: str, cut: bool
+    bundle: ToyBundle, task: contract.Task, thought: str, cut: bool
 ) -> None:
     """Whoever ends the reasoning: exactly the tokens that begin (or make) one of the two outputs may come next."""
     thought = thought.replace("<", "")
@@ -166,11 +144,11 @@ def test_after_the_reasoning_the_model_chooses_between_an_output_and_null(
     for token in tokens:
         writer.take(token)
     writer.forced()
-    assert writer.thinking_cut == cut
+    assert writer.thinking_cut == ("tokens" if cut else None)
     rest = writer.text.rpartition("</think>")[2]
     opening = '{"x": ' if task == "affordance" else "[["
     wanted = [f"<output>{body}"[len(rest) :] for body in (opening, "null</output>")]
-    texts = [bundle.tokenizer.decode([token]) for token in range(bundle.tokenizer.get_vocab_size())]
+    texts = all_texts(bundle)
     mask = np.isfinite(writer.allowed(np.zeros(bundle.vocab, np.float32)))
     assert {texts[i] for i in np.flatnonzero(mask)} == {
         text for text in texts if text and any(body.startswith(text) for body in wanted)
@@ -180,7 +158,7 @@ def test_after_the_reasoning_the_model_chooses_between_an_output_and_null(
 
 @pytest.mark.parametrize("task", contract.TASKS)
 @pytest.mark.parametrize("wants", ["null", "an output"])
-def test_a_cut_thought_ends_in_what_the_model_wants(bundle: Bundle, task: contract.Task, wants: str) -> None:
+def test_a_cut_thought_ends_in_what_the_model_wants(bundle: ToyBundle, task: contract.Task, wants: str) -> None:
     bonus = np.zeros(bundle.vocab, np.float32)
     for text in ("n",) if wants == "null" else (">{", '>{"', ">[", ">[[", "{", "["):
         if (token := bundle.tokenizer.token_to_id(text)) is not None:
@@ -195,7 +173,7 @@ def test_a_cut_thought_ends_in_what_the_model_wants(bundle: Bundle, task: contra
 
 
 @pytest.mark.parametrize(("task", "n_points"), [("affordance", 0), ("trajectory", 2), ("trajectory", 16)])
-def test_the_longest_output_is_as_long_as_said(bundle: Bundle, task: contract.Task, n_points: int) -> None:
+def test_the_longest_output_is_as_long_as_said(bundle: ToyBundle, task: contract.Task, n_points: int) -> None:
     fields = ", ".join(f'"{name}": 0.1234' for name in ("x", "y", "width", "height"))
     body = f"{{{fields}}}" if task == "affordance" else "[" + ", ".join(["[0.1234, 0.5678]"] * n_points) + "]"
     text = f"</think><output>{body}</output>"
@@ -207,33 +185,36 @@ def test_the_longest_output_is_as_long_as_said(bundle: Bundle, task: contract.Ta
     assert len("</think><output>null</output>") < len(text)
 
 
-def test_a_text_longer_than_the_model_takes_and_too_few_tokens_are_refused(bundle: Bundle, frame: np.ndarray) -> None:
+def test_a_text_longer_than_the_model_takes_and_too_few_tokens_are_refused(
+    bundle: ToyBundle, frame: np.ndarray
+) -> None:
     with pytest.raises(UserError, match="instruction: its prompt has"):
-        decide(Scripted(bundle, ""), frame, "affordance", "pick " * 2000)
+        decide(scripted(bundle, ""), frame, "affordance", "pick " * 2000)
     with pytest.raises(UserError, match="max_tokens: is 20"):
-        decide(Scripted(bundle, ""), frame, "affordance", "pick", max_tokens=20)
+        decide(scripted(bundle, ""), frame, "affordance", "pick", max_tokens=20)
 
 
-def test_forced_tokens_in_one_pass_change_nothing(engine: OnnxEngine, bundle: Bundle, frame: np.ndarray) -> None:
+def test_forced_tokens_in_one_pass_change_nothing(
+    engine: TransformersEngine, bundle: ToyBundle, frame: np.ndarray
+) -> None:
     """The greedy answer under the grammar, recomputed one token a pass, is the same text."""
     decision = decide(engine, frame, "trajectory", "pick up the red cube", max_think_tokens=30, max_tokens=200)
+    assert 0 < decision.n_passes < decision.n_tokens
     writer = AnswerWriter(bundle, "trajectory", 30, 200)
-    prompt = contract.render_chat(contract.prompt_text("trajectory", "pick up the red cube"), bundle.n_image_tokens)
-    logits = engine.prefill(
-        bundle.tokenizer.encode(prompt).ids, engine.encode_image(preprocess(frame, bundle.width_px, bundle.height_px))
-    )
+    prompt = contract.render_chat(contract.prompt_text("trajectory", "pick up the red cube"), 48)
+    engine.prefill(bundle.tokenizer.encode(prompt).ids, engine.encode_image(preprocess(frame, 224, 168)))
     while True:
         for token in writer.forced():
-            logits = engine.step(token)
+            engine.extend([token])
         if writer.done:
             break
-        token = int(writer.allowed(logits).argmax())
+        token = int(writer.allowed(engine.logits()[0]).argmax())
         writer.take(token)
-        logits = engine.step(token)
+        engine.extend([token])
     assert writer.text == decision.text
 
 
-def test_sampling_repeats_with_its_seed_and_varies_without(engine: OnnxEngine, frame: np.ndarray) -> None:
+def test_sampling_repeats_with_its_seed_and_varies_without(engine: TransformersEngine, frame: np.ndarray) -> None:
     def text(seed: int) -> str:
         sampling = Sampling(temperature=1.5, top_p=0.95, seed=seed)
         budget = {"max_think_tokens": 20, "max_tokens": 160}
@@ -243,7 +224,7 @@ def test_sampling_repeats_with_its_seed_and_varies_without(engine: OnnxEngine, f
     assert len({text(seed) for seed in range(4)}) > 1
 
 
-def test_sampling_at_a_vanishing_temperature_is_greedy(engine: OnnxEngine, frame: np.ndarray) -> None:
+def test_sampling_at_a_vanishing_temperature_is_greedy(engine: TransformersEngine, frame: np.ndarray) -> None:
     kwargs = {"max_think_tokens": 20, "max_tokens": 160}
     greedy = decide(engine, frame, "affordance", "pick it", **kwargs)
     cold = decide(

@@ -95,13 +95,17 @@ def arm() -> ObedientArm:
     return ObedientArm()
 
 
-@pytest.fixture
-def runtime(camera: StillCamera, arm: ObedientArm) -> Runtime:
+def started(camera: StillCamera, arm: ObedientArm, **options: object) -> Runtime:
     tracer = Tracer()
     controller = Controller(arm, tracer, ROBOT.rest_rad, rate_hz=1000.0)
     controller.startup()
     arm.written.clear()
-    return Runtime(ROBOT, camera, controller, None, calibration(), tracer)  # type: ignore[arg-type]
+    return Runtime(ROBOT, camera, controller, None, calibration(), tracer, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def runtime(camera: StillCamera, arm: ObedientArm) -> Runtime:
+    return started(camera, arm)
 
 
 def answers(
@@ -110,9 +114,9 @@ def answers(
     """The model answers so; what it was asked."""
     asked: list[tuple[str, str]] = []
 
-    def decide(engine: object, rgb: object, task: str, instruction: str, tracer: Tracer) -> Decision:
+    def decide(engine: object, rgb: object, task: str, instruction: str, **kwargs: object) -> Decision:
         asked.append((task, instruction))
-        return Decision(Answer("because", box if task == "affordance" else path), "", 0, 0, 0, False)
+        return Decision(Answer("because", box if task == "affordance" else path), "", 0, 0, 0)
 
     monkeypatch.setattr(edge.loop, "decide", decide)
     return asked
@@ -180,26 +184,88 @@ def test_a_container_that_is_not_there_is_said_and_nothing_is_planned_or_moves(r
     assert not {"lift", "plan", "actuate"} & set(runtime.tracer.summary())
 
 
-@pytest.mark.parametrize("cut", ["affordance", "trajectory"])
-def test_an_answer_on_half_a_thought_moves_nothing(runtime, arm, monkeypatch, cut: str) -> None:
+@pytest.mark.parametrize(
+    ("cut", "field", "said"),
+    [
+        ("affordance", "thinking_cut", "end of its reasoning"),
+        ("trajectory", "thinking_cut", "end of its reasoning"),
+        ("trajectory", "points_cut", "end of the path"),
+    ],
+)
+@pytest.mark.parametrize("by", ["tokens", "deadline"])
+@pytest.mark.parametrize("trusted", [False, True])
+def test_half_an_answer_moves_nothing_unless_trusted(
+    camera, arm, monkeypatch, cut: str, field: str, said: str, by: str, trusted: bool
+) -> None:
+    runtime = started(camera, arm, deadline_s=2.0, trust_cut=trusted)
     bowl = pixel_of((BOWL.x_m, BOWL.y_m, 0.01))
     box = cube_box()
     outputs = {"affordance": box, "trajectory": Trajectory(((box.x, box.y), bowl))}
 
-    def decide(engine: object, rgb: object, task: str, *args: object, tracer: Tracer) -> Decision:
-        return Decision(Answer("I see", outputs[task]), "", 0, 0, 0, thinking_cut=task == cut)
+    def decide(engine: object, rgb: object, task: str, *args: object, deadline_s: float, **kwargs: object) -> Decision:
+        assert deadline_s == 2.0
+        return Decision(Answer("I see", outputs[task]), "", 0, 0, 0, **({field: by} if task == cut else {}))
+
+    monkeypatch.setattr(edge.loop, "decide", decide)
+    monkeypatch.setattr(edge.loop, "is_holding", lambda *args: True)
+    moves: list[object] = []
+    monkeypatch.setattr(runtime.controller, "execute", moves.append)
+    outcome = runtime.carry_out(Order("put the red cube in the blue bowl", place=True))
+    assert outcome.done == trusted and len(moves) == 2 * trusted
+    if not trusted:
+        assert said in outcome.reason and outcome.motion_s == 0.0
+
+
+@pytest.mark.parametrize("doubtful", ["affordance", "trajectory"])
+def test_an_unsure_answer_ends_the_order_and_nothing_is_planned_or_moves(
+    camera, arm, monkeypatch, doubtful: str
+) -> None:
+    runtime = started(camera, arm, trust_cut=True)
+    box = cube_box()
+    outputs = {"affordance": box, "trajectory": Trajectory(((box.x, box.y), pixel_of((BOWL.x_m, BOWL.y_m, 0.01))))}
+
+    def decide(engine: object, rgb: object, task: str, *args: object, **kwargs: object) -> Decision:
+        unsure = "not sure: because" if task == doubtful else None
+        return Decision(Answer("I see", outputs[task]), "", 0, 0, 0, unsure=unsure)
 
     monkeypatch.setattr(edge.loop, "decide", decide)
     outcome = runtime.carry_out(Order("put the red cube in the blue bowl", place=True))
-    assert not outcome.done and "end of its reasoning" in outcome.reason
+    assert not outcome.done and outcome.reason == "not sure: because" and outcome.attempts == 1
     assert not arm.written and outcome.motion_s == 0.0
+    assert not {"lift", "plan", "actuate"} & set(runtime.tracer.summary())
+
+
+def test_the_last_answer_to_a_question_is_its_next_draft(runtime, monkeypatch) -> None:
+    drafts: list[tuple[str, str, object]] = []
+
+    def decide(
+        engine: object, rgb: object, task: str, instruction: str, *, draft: object, **kwargs: object
+    ) -> Decision:
+        drafts.append((task, instruction, draft))
+        output = cube_box() if task == "affordance" else None
+        return Decision(Answer("", output), "", 0, 0, 0, tokens=(len(drafts),))
+
+    monkeypatch.setattr(edge.loop, "decide", decide)
+    for words in ("a", "b", "a"):
+        runtime.carry_out(Order(words, place=True))
+    assert drafts == [
+        ("affordance", "a", None),
+        ("trajectory", "a", None),
+        ("affordance", "b", None),
+        ("trajectory", "b", None),
+        ("affordance", "a", (1,)),
+        ("trajectory", "a", (2,)),
+    ]
+    for i in range(100):
+        runtime.carry_out(Order(str(i), place=True))
+    assert len(runtime._drafts) < 40
 
 
 def test_what_is_gone_at_the_second_look_ends_the_order_at_the_ready_pose(runtime, arm, monkeypatch) -> None:
     boxes = iter([cube_box(), None])
 
-    def decide(*args: object, tracer: Tracer) -> Decision:
-        return Decision(Answer("because", next(boxes)), "", 0, 0, 0, False)
+    def decide(*args: object, **kwargs: object) -> Decision:
+        return Decision(Answer("because", next(boxes)), "", 0, 0, 0)
 
     monkeypatch.setattr(edge.loop, "decide", decide)
     outcome = runtime.carry_out(Order("pick up the red cube", place=False), attempts=3)

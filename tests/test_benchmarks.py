@@ -1,0 +1,137 @@
+"""The random checkpoint of the benchmarks is what it says it is; measured runs are compared at one level only."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import make_random_checkpoint as maker
+from benchmarks import runtimes, vocabulary
+from drivers.errors import UserError
+
+DEPTHS = ((36, 32), (6, 4), (1, 1))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """What is made of a .tiktoken file, and the byte-level BPE that the file was written of, trained by tokenizers."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    reference = Tokenizer(models.BPE())
+    reference.normalizer = normalizers.NFC()
+    cut = pre_tokenizers.Split(Regex(vocabulary.WORDS), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    reference.pre_tokenizer = pre_tokenizers.Sequence([cut, level])
+    reference.decoder = decoders.ByteLevel()
+    text = [path.read_text() for path in sorted(Path(maker.__file__).parent.glob("*.py"))]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    reference.train_from_iterator(
+        text, trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
+    )
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    spelled = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    path = tmp_path_factory.mktemp("tokenizer") / "small.tiktoken"
+    lines = []
+    for token, rank in sorted(reference.get_vocab().items(), key=lambda entry: entry[1]):
+        lines.append(f"{base64.b64encode(bytes(spelled[letter] for letter in token)).decode()} {rank}")
+    path.write_text("\n".join(lines))
+    return vocabulary.from_tiktoken(path), reference
+
+
+@given(text=st.text(max_size=40) | st.from_regex(r"[a-z_]{1,8}\([0-9.]{1,6}, [a-z ]{1,20}\)\n", fullmatch=True))
+def test_a_tiktoken_file_gives_the_tokenizer_it_was_made_of(trained: tuple[Any, Any], text: str) -> None:
+    made, reference = trained
+    assert made.encode(text, add_special_tokens=False).ids == reference.encode(text).ids
+
+
+def test_a_token_that_no_merge_makes_is_refused() -> None:
+    ranks = {b"a": 0, b"b": 1, b"c": 2, b"abc": 3}
+    with pytest.raises(ValueError, match="no merge"):
+        vocabulary.halves(b"abc", ranks)
+
+
+@pytest.mark.parametrize("layers, vision_blocks", DEPTHS)
+def test_its_weights_are_those_of_transformers_model(layers: int, vision_blocks: int) -> None:
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**maker.config(layers, vision_blocks)))
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    found = {}
+    for tensor in maker.tensors(layers, vision_blocks):
+        name = tensor.name
+        for pattern, new in model._checkpoint_conversion_mapping.items():
+            name = re.sub(pattern, new, name)
+        found[name] = tensor.shape
+    assert found == expected
+
+
+def test_a_small_one_loads_and_its_layers_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    small = {"HIDDEN": 256, "HEADS": 2, "KV_HEADS": 1, "MLP": 96, "VISION_HIDDEN": 64, "VISION_HEADS": 2}
+    for name, value in (small | {"VISION_MLP": 48, "SHARD_BYTES": 1_000_000}).items():
+        monkeypatch.setattr(maker, name, value)
+    for out in ("one", "other"):
+        folder = tmp_path / out
+        folder.mkdir()
+        maker.write_settings(folder, 2, 3)
+        maker.write_weights(folder, 2, 3, seed=1)
+    index = json.loads((tmp_path / "one" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(index.values())) > 1
+    for name in {*index.values(), "model.safetensors.index.json", "config.json"}:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    model, loading = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path / "one", dtype=torch.float32, output_loading_info=True
+    )
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    for part in (model.model.language_model.layers, model.model.visual.blocks):
+        first, second = part[0].mlp.gate_proj.weight, part[1].mlp.gate_proj.weight
+        assert not torch.equal(first, second)
+    ids = torch.arange(1000, 1040)[None]
+    with torch.no_grad():
+        hidden = model.model.language_model(inputs_embeds=model.get_input_embeddings()(ids)).last_hidden_state
+        grid = torch.tensor([[1, 4, 6]])
+        image = model.model.visual(torch.randn(24, 1176, generator=torch.Generator().manual_seed(0)), grid_thw=grid)
+    assert hidden.isfinite().all() and 0.5 < hidden.std() < 2
+    assert image.isfinite().all() and image.std() < 1
+
+
+def test_what_is_there_already_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there already"):
+        maker.make(tmp_path, 1, 1)
+
+
+def test_a_disk_that_is_too_small_is_found_out_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maker.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9})())
+    with pytest.raises(UserError, match=r"takes 7\.5 GB, the disk has 1\.0 GB"):
+        maker.make(tmp_path / "out", 36, 32, tokenizer=tmp_path / "any.json")
+    assert not list(tmp_path.iterdir())
+
+
+def _report(bandwidth: tuple[float, float], decode_s: float) -> dict[str, object]:
+    run = {"vision_s": 0.5, "prefill_s": 0.5, "decode_s": decode_s, "prompt_tokens": 460, "image_tokens": 391}
+    sizes = {"load_s": 1.0, "load_peak_bytes": 1, "decision_peak_bytes": 2, "step_bytes": 400_000_000}
+    return {"bandwidth": bandwidth, "runs": [run | {"answer_tokens": 128}], **sizes}
+
+
+def test_runs_at_another_level_of_bandwidth_do_not_count() -> None:
+    fast, slow = (80e9, 84e9), (54e9, 54e9)
+    reports = [_report(fast, 1.27), _report(slow, 9.0), _report((84e9, 54e9), 9.0), {"error": "killed"}]
+    found = runtimes.figures(reports, 82e9)
+    assert found is not None and found["runs"] == 1
+    assert found["decode_tokens_per_s"] == pytest.approx(100)
+    # 400 MB at 82 GB/s are 4.88 ms; a step took 10 ms.
+    assert found["times_floor"] == pytest.approx(2.05)
+    assert found["total_s"] == pytest.approx(2.27)
+    assert runtimes.figures(reports[1:], 82e9) is None
