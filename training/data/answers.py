@@ -68,9 +68,22 @@ def trajectory_answer(seen: tuple[Seen, ...], target: Seen, container: Seen) -> 
     return Answer(reasoning, Trajectory(tuple((round(float(p[0]), 2), round(float(p[1]), 2)) for p in points)))
 
 
-def absent_answer(seen: tuple[Seen, ...], name: str) -> Answer:
-    """There is no such thing here."""
-    return Answer(f"I see {listing(seen)}. There is no {name} here.", None)
+def absent_answer(task: Task, seen: tuple[Seen, ...], name: str, target: Seen | None = None) -> Answer:
+    """``name`` is not there: what was to be grasped or moved, or where ``target`` was to go.
+
+    It is named like a thing that is there, and what follows says which: its box, or that it is not here. A model finds
+    the box by looking for the name it has just written, so it can notice there that nothing answers. Asked to begin the
+    sentence with "There is no" instead, it said so with the same probability, that of the training set, whatever the
+    image showed.
+    """
+    missing = f"{name}, which is not here"
+    if task == "affordance":
+        said = f"The target is the {missing}."
+    elif target is None:
+        said = f"The {missing}, goes nowhere."
+    else:
+        said = f"The {with_box(target)}, {_place_name(target.box)}, goes to the {missing}."
+    return Answer(f"I see {listing(seen)}. {said}", None)
 
 
 def draw_question(rng: np.random.Generator, seen: tuple[Seen, ...], split: Split) -> Question:
@@ -80,16 +93,18 @@ def draw_question(rng: np.random.Generator, seen: tuple[Seen, ...], split: Split
     target, container = str(rng.choice(targets)), str(rng.choice(containers))
     place = rng.random() >= 0.3
     task: Task = "trajectory" if place and rng.random() >= 0.45 else "affordance"
-    missing = ""
+    by_name = {s.name: s for s in seen}
+    absent: Answer | None = None
     if rng.random() < split.absent:
         if task == "trajectory" and rng.random() < 0.5:
-            missing = container = absent_name(rng, seen, CONTAINERS)
+            container = absent_name(rng, seen, CONTAINERS)
+            absent = absent_answer(task, seen, container, by_name[target])
         else:
-            missing = target = absent_name(rng, seen, OBJECTS)
+            target = absent_name(rng, seen, OBJECTS)
+            absent = absent_answer(task, seen, target)
     instruction = ask(rng, target, container if place else None, split.new_words)
-    if missing:
-        return Question(task, instruction, absent_answer(seen, missing))
-    by_name = {s.name: s for s in seen}
+    if absent:
+        return Question(task, instruction, absent)
     if task == "affordance":
         return Question(task, instruction, affordance_answer(seen, by_name[target]))
     return Question(task, instruction, trajectory_answer(seen, by_name[target], by_name[container]))
