@@ -30,6 +30,16 @@ def with_box(seen: Seen) -> str:
     return f"{seen.name} {_numbers(seen.box)}"
 
 
+def without_box(name: str) -> str:
+    """A thing that is not there, named like one that is, with nothing where its box would be.
+
+    A model finds a box by looking for the name it has just written, and it is there, behind the bracket, that it can
+    notice that nothing answers. Asked to begin with "There is no" or to go on with "which is not here", it did so with
+    the same probability whatever the image showed, that of the training set.
+    """
+    return f"{name} [none]"
+
+
 def listing(seen: tuple[Seen, ...]) -> str:
     """Everything in the image with its box, from left to right.
 
@@ -69,18 +79,12 @@ def trajectory_answer(seen: tuple[Seen, ...], target: Seen, container: Seen) -> 
 
 
 def absent_answer(task: Task, seen: tuple[Seen, ...], name: str, target: Seen | None = None) -> Answer:
-    """``name`` is not there: what was to be grasped or moved, or where ``target`` was to go.
-
-    It is named like a thing that is there, and what follows says which: its box, or that it is not here. A model finds
-    the box by looking for the name it has just written, so it can notice there that nothing answers. Asked to begin the
-    sentence with "There is no" instead, it said so with the same probability, that of the training set, whatever the
-    image showed.
-    """
-    missing = f"{name}, which is not here"
+    """``name`` is not there: what was to be grasped or moved, or where ``target`` was to go."""
+    missing = without_box(name)
     if task == "affordance":
         said = f"The target is the {missing}."
     elif target is None:
-        said = f"The {missing}, goes nowhere."
+        said = f"The {missing} goes nowhere."
     else:
         said = f"The {with_box(target)}, {_place_name(target.box)}, goes to the {missing}."
     return Answer(f"I see {listing(seen)}. {said}", None)
