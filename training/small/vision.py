@@ -4,7 +4,7 @@ For every image token: is an item there, its colour and shape, and its box relat
 Qwen2.5-VL's tower has only rotary positions: where a token lies is added later, by the language model's M-RoPE.
 
 Shapes are learned from images without colour, colours from the others. Where both came from the same images, the tower
-told shapes by colours: 93 % of the shapes were right, but 44 % of those of things in the four pairs that training lacks.
+told shapes by colours: 93 % of the shapes were right, but 44 % of those of things in the four pairs that it never saw.
 """
 
 from __future__ import annotations
