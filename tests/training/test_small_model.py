@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from training.data.splits import SPLITS
 from training.small.base import Recipe, train_base
 from training.small.grounding import draw_talk
 from training.small.images import N_TOKENS, cell_centres, dense_labels, load_dataset, to_patches
+from training.small.language import finding_loss
 from training.small.model import new_model
 from training.small.sequences import IGNORE, collate
 from training.small.tokenizer import NUMBERS, token_id, train_tokenizer
-from training.small.vision import load_state, pretrain_vision, relative_boxes, save_state
+from training.small.vision import load_state, pretrain_vision, relative_boxes, save_state, without_colour
 
 COUNT = 24
 
@@ -96,6 +98,40 @@ def test_positions_are_those_of_transformers(model, tokenizer, items) -> None:
     assert (batch.labels[batch.image] == IGNORE).all()
 
 
+def test_the_first_token_behind_a_named_thing_says_whether_it_is_there(tokenizer, data) -> None:
+    talks = [draw_talk(np.random.default_rng(k), seen) for k, seen in enumerate(data.seen)]
+    batch = collate(tokenizer, talks)
+    for k, talk in enumerate(talks):
+        said = (
+            talk.answer.partition("I see ")[0] + talk.answer.partition(". ")[2]
+            if "I see" in talk.answer
+            else talk.answer
+        )
+        wanted = re.findall(r"The \w+ \w+ \[(none|\d\.\d\d)", said)
+        places = batch.finding[k].nonzero().flatten().tolist()
+        assert len(places) == len(wanted)
+        for place, word in zip(places, wanted, strict=True):
+            assert word.startswith(tokenizer.decode(batch.labels[k, place]))
+            assert tokenizer.decode(batch.labels[k, :place][-1:]).endswith("[")
+    assert batch.finding.any() and not batch.finding[[t.answer.count("The ") == 0 for t in talks]].any()
+
+
+def test_what_is_found_is_judged_by_all_boxes_together() -> None:
+    logits = torch.tensor([[2.5, 2.5, 3.0], [0.0, 0.0, 3.0]])  # tokens 0 and 1 are numbers, 2 is "none"
+    loss, right = finding_loss(logits, torch.tensor([1, 2]), [0, 1])
+    there = 2 * np.exp(2.5) / (2 * np.exp(2.5) + np.exp(3.0))
+    missing = np.exp(3.0) / (2.0 + np.exp(3.0))
+    assert loss.item() == pytest.approx(-np.log(there) - np.log(missing), rel=1e-5)
+    assert right == 1.0
+
+
+def test_an_image_without_colour_keeps_its_shapes_only(data) -> None:
+    grey = without_colour(data.rgb[:4], np.random.default_rng(0))
+    assert grey.shape == data.rgb[:4].shape and grey.dtype == np.uint8
+    assert (grey == grey[..., :1]).all() and (grey.std((1, 2)) > 0).all()
+    assert (data.rgb[:4].min(-1) <= grey[..., 0]).all() and (grey[..., 0] <= data.rgb[:4].max(-1)).all()
+
+
 def test_the_batched_tower_says_what_transformers_says(model, data) -> None:
     pixels, grid = to_patches(data.rgb[:3])
     with torch.no_grad():
@@ -157,7 +193,7 @@ def test_training_resumes_and_ends_in_a_folder_that_transformers_loads(file: Pat
     monkeypatch.setattr(training.small.base, "pretrain_vision", small(pretrain, batch=4, save_every=2))
     settings_of = training.small.base.LanguageSettings
     monkeypatch.setattr(training.small.base, "LanguageSettings", small(settings_of, batch=4, save_every=2))
-    recipe = Recipe(vision_steps=2, language_steps=4, joint_steps=2)
+    recipe = Recipe(vision_steps=2, language_steps=4)
     seen: list[tuple[str, int]] = []
 
     class Cut(Exception):
@@ -180,7 +216,7 @@ def test_training_resumes_and_ends_in_a_folder_that_transformers_loads(file: Pat
 
     monkeypatch.setattr(training.small.language, "language_loss", lambda *a: seen.append(("step", 1)) or real(*a))
     checkpoint = train_base(file, tmp_path, recipe, lambda *a: None)
-    assert len(seen) == 2 + 2  # the two language steps that were missing, and the joint stage
+    assert len(seen) == 2  # the language steps that were missing
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint)
     assert len(PreTrainedTokenizerFast.from_pretrained(checkpoint)) == model.config.text_config.vocab_size
     assert json.loads((tmp_path / "recipe.json").read_text())["language_steps"] == 4

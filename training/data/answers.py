@@ -30,6 +30,16 @@ def with_box(seen: Seen) -> str:
     return f"{seen.name} {_numbers(seen.box)}"
 
 
+def without_box(name: str) -> str:
+    """A thing that is not there, named like one that is, with nothing where its box would be.
+
+    A model finds a box by looking for the name it has just written, and it is there, behind the bracket, that it can
+    notice that nothing answers. Asked to begin with "There is no" or to go on with "which is not here", it did so with
+    the same probability whatever the image showed, that of the training set.
+    """
+    return f"{name} [none]"
+
+
 def listing(seen: tuple[Seen, ...]) -> str:
     """Everything in the image with its box, from left to right.
 
@@ -68,9 +78,16 @@ def trajectory_answer(seen: tuple[Seen, ...], target: Seen, container: Seen) -> 
     return Answer(reasoning, Trajectory(tuple((round(float(p[0]), 2), round(float(p[1]), 2)) for p in points)))
 
 
-def absent_answer(seen: tuple[Seen, ...], name: str) -> Answer:
-    """There is no such thing here."""
-    return Answer(f"I see {listing(seen)}. There is no {name} here.", None)
+def absent_answer(task: Task, seen: tuple[Seen, ...], name: str, target: Seen | None = None) -> Answer:
+    """``name`` is not there: what was to be grasped or moved, or where ``target`` was to go."""
+    missing = without_box(name)
+    if task == "affordance":
+        said = f"The target is the {missing}."
+    elif target is None:
+        said = f"The {missing} goes nowhere."
+    else:
+        said = f"The {with_box(target)}, {_place_name(target.box)}, goes to the {missing}."
+    return Answer(f"I see {listing(seen)}. {said}", None)
 
 
 def draw_question(rng: np.random.Generator, seen: tuple[Seen, ...], split: Split) -> Question:
@@ -80,16 +97,18 @@ def draw_question(rng: np.random.Generator, seen: tuple[Seen, ...], split: Split
     target, container = str(rng.choice(targets)), str(rng.choice(containers))
     place = rng.random() >= 0.3
     task: Task = "trajectory" if place and rng.random() >= 0.45 else "affordance"
-    missing = ""
+    by_name = {s.name: s for s in seen}
+    absent: Answer | None = None
     if rng.random() < split.absent:
         if task == "trajectory" and rng.random() < 0.5:
-            missing = container = absent_name(rng, seen, CONTAINERS)
+            container = absent_name(rng, seen, CONTAINERS)
+            absent = absent_answer(task, seen, container, by_name[target])
         else:
-            missing = target = absent_name(rng, seen, OBJECTS)
+            target = absent_name(rng, seen, OBJECTS)
+            absent = absent_answer(task, seen, target)
     instruction = ask(rng, target, container if place else None, split.new_words)
-    if missing:
-        return Question(task, instruction, absent_answer(seen, missing))
-    by_name = {s.name: s for s in seen}
+    if absent:
+        return Question(task, instruction, absent)
     if task == "affordance":
         return Question(task, instruction, affordance_answer(seen, by_name[target]))
     return Question(task, instruction, trajectory_answer(seen, by_name[target], by_name[container]))

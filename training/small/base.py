@@ -1,4 +1,4 @@
-"""The small model before VLA-R1's two stages: vision tower, then language on frozen vision, then both together.
+"""The small model before VLA-R1's two stages: vision tower, then language on frozen vision.
 
 It stands where Qwen2.5-VL stands for the 3B model: it has learnt to see and to name, not yet to reason or to act.
 """
@@ -37,8 +37,7 @@ class Recipe:
     """Optimizer steps of each stage, at 64 images a step."""
 
     vision_steps: int = 3000
-    language_steps: int = 1500
-    joint_steps: int = 300
+    language_steps: int = 1800
     seed: int = 0
 
 
@@ -47,7 +46,7 @@ def train_base(data_file: Path, out: Path, recipe: Recipe, log: Log) -> Path:
 
     Args:
         data_file: the ``train.json`` of `training.data.scenes.make_scenes`.
-        out: gets ``vision.pt``, ``language.pt``, ``joint.pt`` and at the end ``checkpoint/``, a Transformers folder.
+        out: gets ``vision.pt``, ``language.pt`` and at the end ``checkpoint/``, a Transformers folder.
         log: told stage, step, steps and figures.
 
     Raises:
@@ -64,7 +63,7 @@ def train_base(data_file: Path, out: Path, recipe: Recipe, log: Log) -> Path:
     def stage(name: str, steps: int) -> StageLog:
         return lambda step, figures: log(name, step, steps, figures)
 
-    head = pretrain_vision(
+    pretrain_vision(
         model.model.visual,
         data,
         out / "vision.pt",
@@ -72,29 +71,15 @@ def train_base(data_file: Path, out: Path, recipe: Recipe, log: Log) -> Path:
         log=stage("vision", recipe.vision_steps),
         seed=recipe.seed,
     )
-    reader = None
-    if not (out / "joint.pt").exists():
-        model.model.visual.eval()
-        features = _features(out, model, data, stage("features", len(data)))
-        reader = train_language(
-            model,
-            tokenizer,
-            data,
-            out / "language.pt",
-            LanguageSettings(recipe.language_steps, seed=recipe.seed),
-            stage("language", recipe.language_steps),
-            features=features,
-        )
-        del features
+    model.model.visual.eval()
     train_language(
         model,
         tokenizer,
         data,
-        out / "joint.pt",
-        LanguageSettings(recipe.joint_steps, lr=4e-4, train_vision=True, seed=recipe.seed + 1),
-        stage("joint", recipe.joint_steps),
-        head=head,
-        reader=reader,
+        out / "language.pt",
+        LanguageSettings(recipe.language_steps, seed=recipe.seed),
+        stage("language", recipe.language_steps),
+        _features(out, model, data, stage("features", len(data))),
     )
     image_processor = PatchImageProcessor(min_pixels=WIDTH_PX * HEIGHT_PX, max_pixels=WIDTH_PX * HEIGHT_PX)
     processor = ImageTextProcessor(image_processor, tokenizer, tokenizer.chat_template)

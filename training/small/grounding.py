@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from drivers.sim.scene import CONTAINERS, OBJECTS
-from training.data.answers import absent_name, listing, with_box
+from training.data.answers import absent_name, listing, with_box, without_box
 from training.data.labels import Seen
 from training.data.words import made_up_words
 
-ABSENT = 0.35  # share of the named things that are not there
+ABSENT = 0.4  # share of the named things that are not there
 ASK_ALL = ("What is on the table?", "Name everything with its box.", "Describe the picture.")
 ASK_ONE = ("Where is the {t}?", "Find the {t}.", "Box of the {t}?")
 
@@ -48,6 +48,6 @@ def _named(rng: np.random.Generator, seen: tuple[Seen, ...]) -> tuple[str, str]:
     """The name of a thing, and where it is, or that it is not there."""
     if rng.random() < ABSENT:
         name = absent_name(rng, seen, CONTAINERS if rng.random() < 0.3 else OBJECTS)
-        return name, f"There is no {name} here."
+        return name, f"The {without_box(name)}."
     target = seen[int(rng.integers(len(seen)))]
     return target.name, f"The {with_box(target)}."

@@ -17,9 +17,10 @@ from training.small.grounding import draw_talk
 from training.small.images import COLOUR_NAMES, N_TOKENS, SHAPE_NAMES, Dataset, DenseLabels, dense_labels, to_patches
 from training.small.sequences import IGNORE, Batch, collate
 from training.small.tokenizer import NUMBERS
-from training.small.vision import DenseHead, Log, dense_loss, learning_rate, load_state, save_state, update
+from training.small.vision import Log, learning_rate, load_state, save_state, update
 
 BOX_LAYER = 2  # the language model's image tokens know their absolute boxes after this layer; the rest is for reading
+FINDING = 20.0  # how much more than a token it counts whether a named thing has a box at all
 NUMBER_SIGMA = 0.8  # in hundredths: a number next to the right one is nearly right
 
 
@@ -95,7 +96,6 @@ class LanguageSettings:
     steps: int
     batch: int = 64
     lr: float = 1.5e-3
-    train_vision: bool = False
     seed: int = 0
     save_every: int = 100
 
@@ -120,31 +120,22 @@ def train_language(
     out: Path,
     settings: LanguageSettings,
     log: Log,
-    head: DenseHead | None = None,
-    features: torch.Tensor | None = None,
-    reader: TokenReader | None = None,
-) -> TokenReader:
-    """Train ``model`` in place; resumes from ``out`` (a .pt file) where that exists.
+    features: torch.Tensor,
+) -> None:
+    """Train ``model``'s language half in place; resumes from ``out`` (a .pt file) where that exists.
 
     Args:
-        features: of `image_features` while the tower is frozen; None trains the tower too, with ``head``'s dense loss.
-        reader: of an earlier stage; a new one when None.
+        features: of `image_features`.
     """
     torch.manual_seed(settings.seed)
-    language, tower = model.model.language_model, model.model.visual
-    reader = reader or TokenReader(model.config.text_config.hidden_size, tokenizer)
-    params = [*language.parameters(), *reader.parameters()]
-    if settings.train_vision:
-        assert head is not None
-        params += [*tower.parameters(), *head.parameters()]
+    reader = TokenReader(model.config.text_config.hidden_size, tokenizer)
+    params = [*model.model.language_model.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(params, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.03)
     start = 0
     if out.exists():
         state = load_state(out)
         model.load_state_dict(state["model"])
         reader.load_state_dict(state["reader"])
-        if head is not None:
-            head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     began = time.monotonic()
@@ -156,30 +147,15 @@ def train_language(
         seen = [data.seen[i] for i in pick]
         batch = collate(tokenizer, [draw_talk(rng, s) for s in seen])
         labels = dense_labels(data.tokens[pick], seen)
-        extra = torch.zeros(())
-        figures: dict[str, float] = {}
-        if settings.train_vision:
-            assert head is not None
-            pixels, grid = to_patches(data.rgb[pick])
-            with torch.autocast("cpu", torch.bfloat16):
-                image = encode_batch(tower, pixels, grid).float().reshape(settings.batch, N_TOKENS, -1)
-            extra, dense = dense_loss(head, image, labels)
-            figures["box_px"] = dense["box_px"]
-        else:
-            assert features is not None
-            image = features[pick].float()
-        loss, more = language_loss(model, reader, batch, image, labels)
+        loss, figures = language_loss(model, reader, batch, features[pick].float(), labels)
         optimizer.zero_grad()
-        (loss + 0.5 * extra).backward()
+        loss.backward()
         update(optimizer, params, out, step)
         if (step + 1) % 10 == 0:
-            figures |= more | {"s_per_step": (time.monotonic() - began) / (step + 1 - start)}
-            log(step + 1, figures)
+            log(step + 1, figures | {"s_per_step": (time.monotonic() - began) / (step + 1 - start)})
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             state = {"model": model.state_dict(), "reader": reader.state_dict(), "step": step + 1}
-            state |= {"optimizer": optimizer.state_dict()} | ({"head": head.state_dict()} if head is not None else {})
-            save_state(out, state)
-    return reader
+            save_state(out, state | {"optimizer": optimizer.state_dict()})
 
 
 def language_loss(
@@ -200,6 +176,22 @@ def language_loss(
         on = target != IGNORE
         logits = model.lm_head(out.last_hidden_state[:, :-1][on])
     answer, figures = answer_loss(logits.float(), target[on], reader.numbers)
+    first = batch.finding[:, 1:]
+    finding, found = finding_loss(logits.float()[first[on]], target[first], reader.numbers)
     hidden = out.hidden_states[BOX_LAYER].float()[batch.image].reshape(len(batch.ids), N_TOKENS, -1)
     read = reader.loss(hidden, labels, embeddings)
-    return answer + 0.1 * read, figures | {"answer": answer.item(), "read": read.item()}
+    loss = answer + FINDING * finding / on.sum() + 0.1 * read
+    return loss, figures | {"found": found, "answer": answer.item(), "read": read.item()}
+
+
+def finding_loss(logits: torch.Tensor, labels: torch.Tensor, number_ids: list[int]) -> tuple[torch.Tensor, float]:
+    """Is there a box, whichever: summed cross-entropy at the first token of each (n, vocab), (n,), and the share right.
+
+    It is one token among a hundred that depends on everything before it, and learned last if it counts like any other.
+    """
+    log_p = logits.log_softmax(-1)
+    box = log_p[:, number_ids].logsumexp(-1)
+    has_box = torch.isin(labels, torch.tensor(number_ids))
+    said = torch.where(has_box, box, log_p.gather(1, labels[:, None])[:, 0])
+    right = ((box > np.log(0.5)) == has_box).float().mean().item() if len(labels) else 1.0
+    return -said.sum(), right

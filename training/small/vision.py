@@ -2,6 +2,9 @@
 
 For every image token: is an item there, its colour and shape, and its box relative to the token. Relative, because
 Qwen2.5-VL's tower has only rotary positions: where a token lies is added later, by the language model's M-RoPE.
+
+Shapes are learned from images without colour, colours from the others. Where both came from the same images, the tower
+told shapes by colours: 93 % of the shapes were right, but 44 % of those of things in the four pairs that it never saw.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,23 +58,34 @@ def relative_boxes(box: torch.Tensor) -> torch.Tensor:
     return torch.cat([(box[..., :2] - cell_centres()) * scale, box[..., 2:] * scale], -1)
 
 
-def dense_loss(head: DenseHead, tokens: torch.Tensor, labels: DenseLabels) -> tuple[torch.Tensor, dict[str, float]]:
-    """The head's loss over a batch (b, 48, dim) and its figures."""
+def without_colour(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Images (b, h, w, 3) in grey, each with weights of its own for red, green and blue."""
+    weights = rng.dirichlet((1.0, 1.0, 1.0), len(rgb)).astype(np.float32)
+    grey = np.einsum("bhwc,bc->bhw", rgb.astype(np.float32), weights)
+    return np.broadcast_to(np.rint(grey).astype(np.uint8)[..., None], rgb.shape)
+
+
+def dense_loss(
+    head: DenseHead, tokens: torch.Tensor, labels: DenseLabels, grey: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The head's loss over a batch (b, 48, dim) and its figures; ``grey`` (b,) bool: images without colour."""
     covered, colour, shape, box = head(tokens)
     on = labels.covered
+    shaped, coloured = on & grey[:, None], on & ~grey[:, None]
     wanted = relative_boxes(labels.box)[on]
     l1 = (box[on] - wanted).abs()
     losses = {
         "covered": F.binary_cross_entropy_with_logits(covered.squeeze(-1), on.float()),
-        "colour": F.cross_entropy(colour[on], labels.colour[on]),
-        "shape": F.cross_entropy(shape[on], labels.shape[on]),
+        "colour": F.cross_entropy(colour[coloured], labels.colour[coloured]),
+        "shape": F.cross_entropy(shape[shaped], labels.shape[shaped]),
         "box": F.smooth_l1_loss(box[on], wanted, beta=0.1) * 4.0,
     }
     with torch.no_grad():
         figures = {
             "covered": ((covered.squeeze(-1) > 0) == on).float().mean().item(),
-            "colour": (colour[on].argmax(-1) == labels.colour[on]).float().mean().item(),
-            "shape": (shape[on].argmax(-1) == labels.shape[on]).float().mean().item(),
+            "colour": (colour[coloured].argmax(-1) == labels.colour[coloured]).float().mean().item(),
+            "shape": (shape[shaped].argmax(-1) == labels.shape[shaped]).float().mean().item(),
+            "shape_in_colour": (shape[coloured].argmax(-1) == labels.shape[coloured]).float().mean().item(),
             "box_px": l1.mean().item() * 28,
         }
     total = torch.stack(list(losses.values())).sum()
@@ -123,7 +138,7 @@ def pretrain_vision(
     lr: float = 1.5e-3,
     seed: int = 0,
     save_every: int = 100,
-) -> DenseHead:
+) -> None:
     """Train ``tower`` in place; resumes from ``out`` (a .pt file) where that exists.
 
     Args:
@@ -146,11 +161,15 @@ def pretrain_vision(
         pick = rng.integers(0, len(data), batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr)
-        pixels, grid = to_patches(data.rgb[pick])
+        grey = np.arange(batch) < batch // 2
+        rgb = data.rgb[pick]
+        rgb[grey] = without_colour(rgb[grey], rng)
+        pixels, grid = to_patches(rgb)
         with torch.autocast("cpu", torch.bfloat16):
             tokens = encode_batch(tower, pixels, grid)
         labels = dense_labels(data.tokens[pick], [data.seen[i] for i in pick])
-        loss, figures = dense_loss(head, tokens.float().reshape(batch, N_TOKENS, -1), labels)
+        tokens = tokens.float().reshape(batch, N_TOKENS, -1)
+        loss, figures = dense_loss(head, tokens, labels, torch.from_numpy(grey))
         optimizer.zero_grad()
         loss.backward()
         update(optimizer, params, out, step)
@@ -159,4 +178,3 @@ def pretrain_vision(
         if (step + 1) % save_every == 0 or step + 1 == steps:
             state = {"tower": tower.state_dict(), "head": head.state_dict(), "step": step + 1}
             save_state(out, state | {"optimizer": optimizer.state_dict()})
-    return head
