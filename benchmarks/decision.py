@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import machine
+from benchmarks.machine import console, exit_code, machine
+from drivers.errors import UserError
 from edge import contract
 from edge.ask import SHIPPED_BUNDLE, read_image
 from edge.decode import decide
@@ -62,7 +63,7 @@ def of_checkpoint(path: Path, width: int, height: int) -> Run:
         start_s = time.perf_counter()
         pixels = torch.from_numpy(preprocess(rgb, width, height))
         with torch.no_grad():
-            out = model.generate(  # type: ignore[operator]
+            out = model.generate(
                 input_ids=ids, pixel_values=pixels, image_grid_thw=grid, max_new_tokens=256, do_sample=False
             )
         return int(out.shape[1] - ids.shape[1]), {"all": (time.perf_counter() - start_s) * 1e3}
@@ -78,8 +79,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="also time Transformers' generate on this folder")
     parser.add_argument("--images", type=Path, required=True, help="frames, for example runs/demo/frames")
     args = parser.parse_args()
+    if args.checkpoint and not (args.checkpoint / "config.json").is_file():
+        raise UserError(f"--checkpoint {args.checkpoint}: has no config.json; expected a folder of Transformers")
     cv2.setNumThreads(1)
     images = [read_image(path) for path in sorted(args.images.glob("*.png"))]
+    if not images:
+        raise UserError(f"--images {args.images}: holds no .png; expected a folder of frames")
     bundles = args.bundle or [SHIPPED_BUNDLE]
     contenders = {f"{path} ({load_bundle(path).quantization})": of_bundle(path) for path in bundles}
     if args.checkpoint:
@@ -92,8 +97,8 @@ def main() -> None:
             result = run(images[turn % len(images)])
             if turn:  # the first turn warms up
                 seen[name].append(result)
-    console = Console()
-    console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, one thread, median of {runs}")
+    screen = console()
+    screen.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, one thread, median of {runs}")
     table = Table(title="one affordance decision, ms")
     for heading in ("", *STAGES, "all", "tokens", "all / token"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -109,10 +114,10 @@ def main() -> None:
         row = (f"{figures['all_ms']:.1f}", f"{np.median(tokens):.0f}", f"{figures['ms_per_token']:.2f}")
         table.add_row(name, *shown, *row)
         results.append({"name": name, "runs": runs, "tokens": float(np.median(tokens)), "stages": medians, **figures})
-    console.print(table)
+    screen.print(table)
     if args.json:
         args.json.write_text(json.dumps({"benchmark": "decision", "machine": machine(), "results": results}, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -14,23 +14,26 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from benchmarks.machine import machine
+from benchmarks.machine import console, exit_code, machine
+from drivers.errors import UserError
 from edge import contract
 from edge.abstention import Abstention
 from edge.contract import Affordance, Answer, Task, Trajectory, format_answer
 from edge.decode import AnswerWriter, decide
 from edge.decode.sampling import greedy
 from edge.decode.scores import Logits
+from edge.engine.protocol import Engine
 
 VOCAB, ENTRIES = 151_936, 151_665
 AIM = 0.02  # of a pass
@@ -198,6 +201,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json (default: a random one)")
     parser.add_argument("--pass-ms", type=float, default=7.0, metavar="MS", help="of the model (default: 7)")
     args = parser.parse_args()
+    if not args.pass_ms > 0:
+        raise UserError(f"--pass-ms {args.pass_ms:g}: expected more than 0")
     bundle = idle_bundle(args.tokenizer.read_text(encoding="utf-8") if args.tokenizer else random_tokenizer())
     began_s = time.perf_counter()
     AnswerWriter(bundle, "affordance", 256, 512).forced()
@@ -205,12 +210,14 @@ def main() -> None:
 
     n_reads = reads_in(args.pass_ms / 1e3)
     steps: dict[str, list[float]] = {}
-    engines: dict[str, list[IdleEngine]] = {task: [] for task in contract.TASKS}
+    engines: dict[Task, list[IdleEngine]] = {task: [] for task in contract.TASKS}
     for turn in range(3 if args.quick else 11):
         alone = steps_us(bundle)
         for task, output in OUTPUTS.items():
             engine = IdleEngine(bundle, format_answer(Answer(THOUGHT, output)), n_reads)
-            decision = decide(engine, np.zeros((28, 28, 3), np.uint8), task, "go", on_event=lambda event: None)
+            decision = decide(
+                cast(Engine, engine), np.zeros((28, 28, 3), np.uint8), task, "go", on_event=lambda event: None
+            )
             assert decision.answer.output == output
             if turn:  # the first warms up
                 engines[task].append(engine)
@@ -218,8 +225,8 @@ def main() -> None:
             for name, values in alone.items():
                 steps.setdefault(name, []).extend(values)
 
-    console = Console()
-    console.print(
+    screen = console()
+    screen.print(
         f"{bundle.tokenizer.get_vocab_size()} tokens in a vocabulary of {VOCAB}; wrapped in {wrap_s:.2f} s, once"
     )
     table = Table(title="one token, microseconds of processor time")
@@ -230,25 +237,25 @@ def main() -> None:
         figures = {"p50": np.percentile(values, 50), "p90": np.percentile(values, 90), "max": max(values)}
         table.add_row(name, *(f"{value:.0f}" for value in figures.values()))
         results.append({"name": name, "unit": "us", **{key: float(value) for key, value in figures.items()}})
-    console.print(table)
+    screen.print(table)
     table = Table(title=f"whole answers, a pass of {args.pass_ms:g} ms: microseconds of processor time")
     for heading in ("", "between p50", "p90", "mean", "a pass", "mean / pass", f"aim {AIM:.0%}", "its thread"):
         table.add_column(heading, justify="right" if heading else "left")
-    for task, of in engines.items():
+    for asked, of in engines.items():
         between_us = np.concatenate([engine.between_s for engine in of]) * 1e6
         pass_us = float(np.mean(np.concatenate([engine.passes_s for engine in of]))) * 1e6
         helper_us = sum(engine.helper_s for engine in of) * 1e6 / len(between_us)
         mean_us, p50_us, p90_us = float(between_us.mean()), *(float(np.percentile(between_us, q)) for q in (50, 90))
         share = mean_us / pass_us
         numbers = (f"{value:.0f}" for value in (p50_us, p90_us, mean_us, pass_us))
-        table.add_row(task, *numbers, f"{share:.2%}", "met" if share < AIM else "missed", f"{helper_us:.0f}")
+        table.add_row(asked, *numbers, f"{share:.2%}", "met" if share < AIM else "missed", f"{helper_us:.0f}")
         figures = {"p50": p50_us, "p90": p90_us, "mean": mean_us, "pass": pass_us, "helper_thread": helper_us}
-        results.append({"name": task, "unit": "us", **figures, "share": share, "pass_ms": args.pass_ms})
-    console.print(table)
+        results.append({"name": asked, "unit": "us", **figures, "share": share, "pass_ms": args.pass_ms})
+    screen.print(table)
     if args.json:
         content = {"benchmark": "grammar", "machine": machine(), "wrap_s": wrap_s, "results": results}
         args.json.write_text(json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

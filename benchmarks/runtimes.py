@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +26,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import machine, read_bandwidth
+from benchmarks.machine import console, exit_code, machine, read_bandwidth
+from drivers.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SAME_LEVEL = 0.12  # bandwidths this close to the usual one are one level
@@ -251,10 +253,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="2 layers, 1 round, 32 tokens: does it all work?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     args = parser.parse_args()
+    for name, least in (("layers", 1), ("vision_blocks", 1), ("rounds", 0), ("threads", 1)):
+        if (given := getattr(args, name)) < least:
+            raise UserError(f"--{name.replace('_', '-')} {given}: expected {least} or more")
+    if shutil.which(args.peers_python) is None:
+        raise UserError(f"--peers-python {args.peers_python}: is no program; see benchmarks/requirements-peers.txt")
     # llama.cpp's converter takes the vision tower's merger for blocks 0 and 2, so it needs three blocks or more.
     layers, vision_blocks = (2, 4) if args.quick else (args.layers, args.vision_blocks)
     rounds, runs, tokens = (1, 1, 32) if args.quick else (args.rounds, 2, 128)
-    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    screen = console()
     work = Work(
         args.work.resolve() / f"{layers}+{vision_blocks}", layers, vision_blocks, args.peers_python, args.threads
     )
@@ -271,15 +278,15 @@ def main() -> int:
     for runtime in (OURS, *PEERS):
         note = missing(work, runtime)
         if note is None:
-            note, taken[runtime.name] = prepare(work, runtime, console)
+            note, taken[runtime.name] = prepare(work, runtime, screen)
         if note is not None:
             notes[runtime.name] = note
     if not rounds:
         for name, note in notes.items():
-            console.print(f"{name}: {note}")
+            screen.print(f"{name}: {note}")
         return 0
     able = [runtime for runtime in (OURS, *PEERS) if runtime.name not in notes]
-    reports = measure(work, able, rounds, runs, tokens, console)
+    reports = measure(work, able, rounds, runs, tokens, screen)
     bandwidths = [value for some in reports.values() for report in some for value in report.get("bandwidth", ())]
     level = float(np.median(bandwidths)) if bandwidths else 0.0
     rows: list[dict[str, Any]] = []
@@ -291,10 +298,10 @@ def main() -> int:
             {"name": runtime.name, "figures": found, "note": "" if found else why, **taken.get(runtime.name, {})}
         )
     size = f"{layers} language layers, {vision_blocks} vision blocks, {tokens} tokens, {args.threads} threads"
-    show(rows, f"{size}; {level / 1e9:.0f} GB/s", console)
+    show(rows, f"{size}; {level / 1e9:.0f} GB/s", screen)
     robot = robot_figures(reports.get(OURS.name, ()))
     if robot:
-        console.print(
+        screen.print(
             f"under the grammar, {robot['tokens']:.0f} tokens: cold {robot['cold_s']:.2f} s, first waypoint at "
             f"{robot['waypoint_to_whole']:.0%} of it; warm {robot['warm_s']:.2f} s, {robot['warm_to_cold']:.0%} of cold"
         )
@@ -308,4 +315,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -26,7 +28,8 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import machine, read_bandwidth
+from benchmarks.machine import console, exit_code, machine, read_bandwidth
+from drivers.errors import UserError
 from edge.engine import sessions
 from edge.engine.bundle import Bundle, load_bundle
 from edge.engine.onnx import OnnxEngine
@@ -61,21 +64,21 @@ def products(threads: int) -> dict[str, ort.InferenceSession]:
     """x (n, K) -> (n, N) by random weights in each representation."""
     rng = np.random.default_rng(0)
     scales = rng.uniform(0.001, 0.002, N).astype(np.float32)
-    made = {"fp32": _session([("MatMul", "", {})], [rng.normal(0, 0.02, (K, N)).astype(np.float32)], threads)}
-    int8 = [rng.integers(-63, 64, (K, N)).astype(np.int8), scales, np.zeros(N, np.int8)]
-    made["int8 dynamic"] = _session([("DynamicQuantizeMatMul", "com.microsoft", {})], int8, threads)
+    made = {"fp32": _session("MatMul", "", {}, [rng.normal(0, 0.02, (K, N)).astype(np.float32)], threads)}
+    int8: list[NDArray[Any]] = [rng.integers(-63, 64, (K, N)).astype(np.int8), scales, np.zeros(N, np.int8)]
+    made["int8 dynamic"] = _session("DynamicQuantizeMatMul", "com.microsoft", {}, int8, threads)
     for bits in (8, 4):
         weights = rng.integers(0, 256, (N, K // BLOCK, BLOCK * bits // 8), dtype=np.uint8)
         sizes = {"K": K, "N": N, "bits": bits, "block_size": BLOCK, "accuracy_level": 4}
         blocks = rng.uniform(0.001, 0.002, N * K // BLOCK).astype(np.float32)
-        made[f"int{bits} blocks"] = _session([("MatMulNBits", "com.microsoft", sizes)], [weights, blocks], threads)
+        made[f"int{bits} blocks"] = _session("MatMulNBits", "com.microsoft", sizes, [weights, blocks], threads)
     return made
 
 
 def _session(
-    ops: list[tuple[str, str, dict[str, int]]], weights: list[NDArray[np.generic]], threads: int
+    op: str, domain: str, attributes: dict[str, Any], weights: list[NDArray[Any]], threads: int
 ) -> ort.InferenceSession:
-    (op, domain, attributes), names = ops[0], [f"w{i}" for i in range(len(weights))]
+    names = [f"w{i}" for i in range(len(weights))]
     graph = helper.make_graph(
         [helper.make_node(op, ["x", *names], ["y"], domain=domain, **attributes)],
         "product",
@@ -138,14 +141,14 @@ def pass_figures(bundle: Bundle, threads: int, runs: int) -> list[dict[str, obje
     ]
 
 
-def show(console: Console, title: str, figures: list[dict[str, object]], first: str) -> None:
+def show(screen: Console, title: str, figures: list[dict[str, object]], first: str) -> None:
     columns = list(figures[0]["ms"])  # type: ignore[call-overload]
     table = Table(title=title)
     for heading in (first, *columns):
         table.add_column(heading, justify="left" if heading == "setting" else "right")
     for row in figures:
         table.add_row(str(row[first]), *(f"{row['ms'][column]:.2f}" for column in columns))  # type: ignore[index]
-    console.print(table)
+    screen.print(table)
 
 
 def main() -> None:
@@ -155,24 +158,24 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="whose passes to time (default: products alone)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     args = parser.parse_args()
-    console, runs = Console(), 5 if args.quick else 50
-    console.print(
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.threads} threads, median of {runs}, ms"
-    )
+    if args.threads < 1:
+        raise UserError(f"--threads {args.threads}: expected one or more")
+    bundle = load_bundle(args.bundle) if args.bundle else None
+    screen, runs = console(), 5 if args.quick else 50
+    screen.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.threads} threads, median of {runs}, ms")
     report: dict[str, object] = {"benchmark": "steps", "machine": machine(), "threads": args.threads, "runs": runs}
     report["products"] = rows = product_figures(args.threads, runs)
-    show(console, f"product {K} x {N}", rows, "rows")
-    if args.bundle:
-        bundle = load_bundle(args.bundle)
+    show(screen, f"product {K} x {N}", rows, "rows")
+    if bundle:
         bandwidth = read_bandwidth(args.threads)
         floor_ms = step_bytes(bundle) / bandwidth * 1e3
         report |= {"bundle": str(args.bundle), "bytes_per_s": bandwidth, "floor_ms": floor_ms}
         report["passes"] = rows = pass_figures(bundle, args.threads, runs)
-        show(console, f"{args.bundle} ({bundle.quantization}) after {N_CACHED} tokens", rows, "setting")
-        console.print(f"memory gives {bandwidth / 1e9:.0f} GB/s: a step's bytes in {floor_ms:.2f} ms")
+        show(screen, f"{args.bundle} ({bundle.quantization}) after {N_CACHED} tokens", rows, "setting")
+        screen.print(f"memory gives {bandwidth / 1e9:.0f} GB/s: a step's bytes in {floor_ms:.2f} ms")
     if args.json:
         args.json.write_text(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

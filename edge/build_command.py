@@ -35,9 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from edge.engine.bundle import load_bundle
     from edge.engine.tensorrt.build import build_engines
     from edge.engine.tensorrt.module import ahead_of_time, installed
-    from edge.engine.tensorrt.plan import Plan
+    from edge.engine.tensorrt.plan import Plan, settings
 
     bundle = load_bundle(args.bundle)
+    settings(bundle)  # that it has graphs, before what lacks on this machine
     if args.targets:
         target = ahead_of_time(args.targets)
     else:

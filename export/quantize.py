@@ -84,7 +84,7 @@ def _blocks(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
     Each row of activations is quantized by itself, so that a token's result does not depend on what else is in its
     pass.
     """
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     rows = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) == 2}
     sizes = {
@@ -95,9 +95,9 @@ def _blocks(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
     for size in sorted(set(sizes.values())):
         others = [name for name, other in sizes.items() if other != size]
         with _quiet():
-            quantizer = MatMulNBitsQuantizer(
-                model, bits, size, is_symmetric=True, accuracy_level=4, nodes_to_exclude=others
-            )
+            # ONNX Runtime 1.23 takes the bits in this form alone.
+            config = DefaultWeightOnlyQuantConfig(size, is_symmetric=True, accuracy_level=4, bits=bits)
+            quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=others, algo_config=config)
             quantizer.process()
         model = quantizer.model.model
     _absorb_biases(model.graph)

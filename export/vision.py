@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.modules import AddNorm, GatedMLP, ImageGrid, Linear, RMSNorm, Tensors, constant, no_value, rotate
+from export.modules import AddNorm, GatedMLP, ImageGrid, Linear, RMSNorm, Tensors, constant, rotate
 
 EPS = 1e-6  # Transformers' own constant, not in the config
 
@@ -123,8 +123,7 @@ class Attention(nn.Module):
 
     cos: Tensor
     sin: Tensor
-    lengths: Tensor
-    total: Tensor
+    start: Tensor
 
     def __init__(self, batch: int, heads: int, angles: Tensor) -> None:
         """`angles`: (rows of one sequence, head_dim / 2)."""
@@ -132,37 +131,46 @@ class Attention(nn.Module):
         self.batch, self.heads, self.n_rows = batch, heads, batch * len(angles)
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
-        self.register_buffer("lengths", torch.full((batch,), len(angles) - 1, dtype=torch.int32))
-        self.register_buffer("total", torch.tensor(len(angles), dtype=torch.int32))
+        self.register_buffer("start", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, qkv: Tensor) -> Tensor:
-        qkv = qkv.reshape(self.batch, self.n_rows // self.batch, -1)
-        mixed = _Attention.apply(qkv, self.cos, self.sin, self.lengths, self.total, self.heads)
+        q, k, v = qkv.reshape(self.batch, self.n_rows // self.batch, -1).chunk(3, dim=-1)
+        q, k = (_Rotate.apply(x, self.start, self.cos, self.sin, self.heads) for x in (q, k))
+        mixed = _Attention.apply(q, k, v, self.heads)
         out: Tensor = mixed.reshape(self.n_rows, -1)
         return out
 
 
-class _Attention(torch.autograd.Function):
-    """Attention of all with all, as ONNX Runtime's GroupQueryAttention without a cache.
+class _Rotate(torch.autograd.Function):
+    """Every head of x (batch, n, hidden) by cos, sin (n, head_dim / 2); start (1,) int64 is their row of x's first."""
 
-    qkv (batch, n, 3 * hidden); cos, sin (n, head_dim / 2); lengths (batch,) of n - 1 and total () n, int32.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, start: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+        return rotate(x.unflatten(-1, (heads, -1)), cos, sin).flatten(2)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, start: Any, cos: Any, sin: Any, heads: int) -> Any:
+        rotated = g.op("com.microsoft::RotaryEmbedding", x, start, cos, sin, num_heads_i=heads)
+        rotated.setType(x.type())
+        return rotated
+
+
+class _Attention(torch.autograd.Function):
+    """Attention of all with all, q, k, v and the result (batch, n, hidden).
+
+    The operator is one that every ONNX Runtime back to the last for Python 3.10 (1.23, JetPack 6) has without a causal
+    mask; GroupQueryAttention, which would rotate as well, has it from 1.31 on and is no faster.
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor, total: Tensor, heads: int) -> Tensor:
-        q, k, v = qkv.reshape(*qkv.shape[:2], 3, heads, -1).unbind(2)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        mixed = nn.functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return mixed.transpose(1, 2).flatten(2)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     @staticmethod
-    def symbolic(g: Any, qkv: Any, cos: Any, sin: Any, lengths: Any, total: Any, heads: int) -> Any:
-        none = no_value(g)
-        inputs = (qkv, none, none, none, none, lengths, total, cos, sin)
-        sizes = {"num_heads_i": heads, "kv_num_heads_i": heads, "do_rotary_i": 1, "causal_i": 0}
-        mixed = g.op("com.microsoft::GroupQueryAttention", *inputs, **sizes, outputs=3)[0]
-        batch, n, width = qkv.type().sizes()
-        mixed.setType(qkv.type().with_sizes([batch, n, width // 3]))
+    def symbolic(g: Any, q: Any, k: Any, v: Any, heads: int) -> Any:
+        mixed = g.op("com.microsoft::MultiHeadAttention", q, k, v, num_heads_i=heads)
+        mixed.setType(q.type())
         return mixed
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +54,36 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 def test_a_tiktoken_file_gives_the_tokenizer_it_was_made_of(trained: tuple[Any, Any], text: str) -> None:
     made, reference = trained
     assert made.encode(text, add_special_tokens=False).ids == reference.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("decision --images {tmp}", "holds no .png"),
+        ("decision --images {tmp} --bundle {tmp}/none", "none: no such folder"),
+        ("decision --images {tmp} --checkpoint {tmp}/none", "none: has no config.json"),
+        ("steps --bundle {tmp}/none", "none: no such folder"),
+        ("steps --threads 0", "--threads 0: expected one or more"),
+        ("runtimes --work {tmp}/new --vision-blocks 0", "--vision-blocks 0: expected 1 or more"),
+        ("runtimes --work {tmp}/new --peers-python {tmp}/none", "none: is no program"),
+        ("grammar --tokenizer {tmp}/none", "none: No such file"),
+        ("make_random_checkpoint {tmp}/file/out --layers 1 --tokenizer {tmp}/none", "file: File exists"),
+        ("grammar --pass-ms 0", "--pass-ms 0: expected more than 0"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    command: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--bundle" in command and "--images" in command:
+        cv2.imwrite(str(tmp_path / "a.png"), np.zeros((168, 224, 3), np.uint8))
+    (tmp_path / "file").write_text("")
+    name, *arguments = command.format(tmp=tmp_path).split()
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and says in error and error.count("\n") == 1
 
 
 def test_a_token_that_no_merge_makes_is_refused() -> None:
@@ -110,6 +144,12 @@ def test_a_small_one_loads_and_its_layers_differ(tmp_path: Path, monkeypatch: py
 def test_what_is_there_already_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there already"):
         maker.make(tmp_path, 1, 1)
+
+
+def test_a_tokenizer_that_is_none_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is neither a tokenizer.json nor"):
+        maker.make(tmp_path / "out", 1, 1, tokenizer=tmp_path / "none.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_is_too_small_is_found_out_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -151,20 +151,27 @@ def by_confidence(judged: Sequence[Judged]) -> tuple[NDArray[np.float64], NDArra
     return confidence[order], wrong[order]
 
 
+def check_enough(counts: Mapping[Task, int], error_rate: float, what: str) -> None:
+    """Raise UserError where a task has too few, of whatever `what` says, to show an error rate."""
+    least = least_answers(error_rate) + 1
+    for task, count in counts.items():
+        if count < least:
+            raise UserError(
+                f"--data: {count} {what} {task}; an error rate of {error_rate:g} is not shown by fewer than {least} "
+                "answers acted on, all of them right; add questions or raise --error-rate"
+            )
+
+
 def fit(judged: dict[Task, list[Judged]], error_rate: float) -> dict[Task, Threshold]:
     """A threshold for each task.
 
     Raises:
         UserError: a task has too few answers, or no threshold keeps the promise.
     """
+    counts: dict[Task, int] = {task: len(answers) for task, answers in judged.items()}
+    check_enough(counts, error_rate, "answers that could be acted on, to")
     thresholds = {}
     for task, answers in judged.items():
-        least = least_answers(error_rate) + 1
-        if len(answers) < least:
-            raise UserError(
-                f"--data: {len(answers)} answers to {task} could be acted on; an error rate of {error_rate:g} is not "
-                f"shown by fewer than {least}, all of them right; add questions or raise --error-rate"
-            )
         threshold = fit_threshold(answers, error_rate)
         if threshold is None:
             n_wrong = sum(answer.wrong for answer in answers)
@@ -193,9 +200,18 @@ def write_thresholds(
         "data": [{"name": file.name, "sha256": file_sha256(file), "first": count} for file in data],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+    write_whole(path, (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file, whole or not at all. Raises UserError where the disk does not take it."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:  # writing and fsync do not say which file it was
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); what was there is unchanged") from None

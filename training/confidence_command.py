@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from drivers.errors import UserError
 from edge.contract import Task
 
 PICTURE = "confidence.png"
+LEAST_ERROR_RATE = 1e-4  # takes 30 000 answers to show
 
 
 def register(commands: Any) -> None:
@@ -52,12 +54,15 @@ def run(args: argparse.Namespace) -> int:
 
     if args.count is not None and args.count < 1:
         raise UserError(f"--count {args.count}: expected at least 1")
-    if not 0.0 < args.error_rate < 1.0:
-        raise UserError(f"--error-rate {args.error_rate:g}: expected more than 0 and less than 1, for example 0.05")
+    if not LEAST_ERROR_RATE <= args.error_rate < 1.0:
+        raise UserError(
+            f"--error-rate {args.error_rate:g}: expected {LEAST_ERROR_RATE:g} or more and less than 1, for example 0.05"
+        )
     bundle = load_bundle(args.bundle)
     if not os.access(args.bundle, os.W_OK) or not os.access(args.bundle / MANIFEST, os.W_OK):  # before minutes of work
         raise UserError(f"--bundle {args.bundle}: cannot be written; calibrate a copy of it that can")
     questions, faulty = read_questions(args.data, args.count)
+    confidence.check_enough(Counter(question.item.task for question in questions), args.error_rate, "questions about")
     decisions: list[Decision] = []
     answerer = BundleAnswerer(OnnxEngine(bundle), on_decision=decisions.append)
     console = Console(highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from edge.contract import Task
-from training.confidence import Judged, Threshold, by_confidence
+from training.confidence import Judged, Threshold, by_confidence, write_whole
 
 
 def draw(
@@ -32,6 +33,6 @@ def draw(
         axes.set(xlim=(0, 1), ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_whole(path, picture.getvalue())

@@ -157,7 +157,7 @@ def load_bundle(path: str | Path) -> Bundle:
     files = _field(manifest, "files", dict, folder)
     engines = _field(manifest, "engines", list, folder)
     for engine in engines:
-        if engine not in ENGINE_FOLDERS:
+        if not isinstance(engine, str) or engine not in ENGINE_FOLDERS:
             raise UserError(f"bundle {folder / MANIFEST}: field engines holds {engine!r}, which this version lacks")
     graphs = (LANGUAGE, HEAD, HEAD_NUMBERS, *(size.vision for size in images))
     for name in (TOKENIZER, EMBEDDING, *(f"{ENGINE_FOLDERS[engine]}{graph}" for engine in engines for graph in graphs)):
@@ -171,6 +171,9 @@ def load_bundle(path: str | Path) -> Bundle:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare Exception
         raise UserError(f"bundle {folder / TOKENIZER}: not a tokenizer: {error}; export the bundle again") from None
+    if tokenizer.get_vocab_size() > model["vocab"]:
+        n = tokenizer.get_vocab_size()
+        raise UserError(f"bundle {folder / TOKENIZER}: has {n} tokens, the model {model['vocab']}; export it again")
     return Bundle(
         path=folder,
         images=images,
@@ -239,6 +242,8 @@ def _images(manifest: dict[str, Any], side_px: int, folder: Path) -> tuple[Image
         found.append(ImageSize(*size))
     if not found:
         raise UserError(f"bundle {folder / MANIFEST}: field images is empty; export the bundle again")
+    if len({size.width_px * size.height_px for size in found}) < len(found):  # engines tell sizes apart by it
+        raise UserError(f"bundle {folder / MANIFEST}: field images holds two sizes of one area; export it again")
     return tuple(found)
 
 
@@ -248,12 +253,14 @@ def _rope(manifest: dict[str, Any], head_dim: int, folder: Path) -> Rope:
         inv_freq = np.array(section["inv_freq"], np.float32)
         sections = tuple(int(n) for n in section["sections"])
         rope = Rope(inv_freq, sections, float(section["scaling"]))  # type: ignore[arg-type]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         rope = Rope(np.zeros(0, np.float32), (0, 0, 0), 1.0)
-    if rope.inv_freq.shape != (head_dim // 2,) or len(rope.sections) != 3 or sum(rope.sections) != head_dim // 2:
+    finite = bool(np.isfinite(rope.inv_freq).all() and np.isfinite(rope.scaling))
+    add_up = len(rope.sections) == 3 and min(rope.sections) >= 0 and sum(rope.sections) == head_dim // 2
+    if rope.inv_freq.shape != (head_dim // 2,) or not add_up or not finite:
         raise UserError(
             f"bundle {folder / MANIFEST}: field rope must give {head_dim // 2} inv_freq, three sections that add up to "
-            "as many, and scaling; export the bundle again"
+            "as many, and scaling, all finite; export the bundle again"
         )
     return rope
 

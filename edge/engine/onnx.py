@@ -76,9 +76,12 @@ class OnnxEngine(SequenceEngine):
         self._inputs["total_length"][...] = start + n_rows
         if n_rows != len(self._hidden):
             rows = (n_rows, self._bundle.hidden)
-            self._inputs["inputs_embeds"], self._hidden = np.empty(rows, np.float32), np.empty(rows, np.float32)
+            hidden = np.empty(rows, np.float32)
+            self._hidden = hidden[:0]  # should this be interrupted, the next pass binds again
+            self._inputs["inputs_embeds"] = np.empty(rows, np.float32)
             self._binding.bind_cpu_input("inputs_embeds", self._inputs["inputs_embeds"])
-            self._binding.bind_ortvalue_output("hidden", ort.OrtValue.ortvalue_from_numpy(self._hidden))
+            self._binding.bind_ortvalue_output("hidden", ort.OrtValue.ortvalue_from_numpy(hidden))
+            self._hidden = hidden
         self._inputs["inputs_embeds"][:n] = embeds
         self._inputs["inputs_embeds"][n:] = embeds[-1]
         if self._device != "cpu":  # what is bound there is a copy
@@ -106,12 +109,15 @@ class OnnxEngine(SequenceEngine):
         self._device = DEVICES.get(self._sessions.providers[0], "cpu")
         self._binding = self._language.io_binding()
         cache = (1, bundle.kv_heads, self._room + 1, bundle.head_dim)  # one place for the row that is forgotten
+        # Held here: a binding of ONNX Runtime 1.23 does not keep what is bound alive.
+        self._cache = []
         for name in (f"{kind}.{i}" for i in range(bundle.layers) for kind in ("key", "value")):
             # numpy's zeros are memory that the system gives page by page, as it is written.
             zeros = np.zeros(cache, types[f"past_{name}"])
             value = ort.OrtValue.ortvalue_from_numpy(zeros, self._device, 0)
             self._binding.bind_ortvalue_input(f"past_{name}", value)
             self._binding.bind_ortvalue_output(name, value)
+            self._cache.append(value)
         rotary = (self._room + 1, bundle.head_dim // 2)
         shapes = {"cos": rotary, "sin": rotary, "seqlens_k": (1,), "total_length": ()}
         self._inputs = {name: np.zeros(shape, types[name]) for name, shape in shapes.items()}

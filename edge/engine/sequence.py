@@ -98,7 +98,7 @@ class SequenceEngine(ABC):
         start = common_length(self._ids[: self._n_kept], ids[: min(n_text, len(ids) - 1)])
         embeds = self._table.rows(ids[start:])
         embeds[np.array(ids[start:]) == image_token] = image_embeds
-        self._ids, self._n_kept = ids[:start], start  # holds should the pass fail
+        self._ids, self._n_kept, self._prompt_length = ids[:start], start, 0  # holds should the pass fail
         self._first = self._stop = 0
         self._forward(start, embeds, *rotary(positions[:, start:], self._bundle.rope))
         self._ids, self._n_kept, self._prompt_length = ids, n_text, len(ids)
@@ -111,7 +111,7 @@ class SequenceEngine(ABC):
         Raises:
             ValueError: `tokens` is empty, nothing was prefilled, or there is no room.
         """
-        if not self._ids or not len(tokens):
+        if not self._prompt_length or not len(tokens):
             raise ValueError(f"{len(tokens)} tokens to append to {self.length}; prefill comes first")
         self._require_room(self.length + len(tokens))
         places = np.arange(len(tokens)) + (self.length + self._shift)

@@ -21,6 +21,9 @@ SETTINGS = {
     # Weights are laid out anew for the processor at loading: by all threads, a quarter sooner.
     "session.prepack.enable_parallel": "1",
 }
+if tuple(int(n) for n in ort.__version__.split(".")[:2]) < (1, 31):
+    # 1.23, the last for Python 3.10, ignores that duration and would wait awake for 25 ms after each pass.
+    SETTINGS["session.force_spinning_stop"] = "1"
 # Where a provider's cache lies, in ONNX Runtime's words.
 DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 _TYPES: dict[str, type[np.generic]] = {

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from drivers.errors import UserError
 from edge.engine.bundle import HEAD, HEAD_NUMBERS, LANGUAGE, MANIFEST, TOKENIZER, load_bundle
@@ -51,6 +53,17 @@ def _no_image_token(folder: Path) -> None:
     _rehash(folder, TOKENIZER)
 
 
+def _more_tokens(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    tokenizer.add_tokens([f"unheard-of-{i}" for i in range(100)])
+    tokenizer.save(str(folder / TOKENIZER))
+    _rehash(folder, TOKENIZER)
+
+
+def _rope(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: _edit(folder, rope=_manifest(folder)["rope"] | changes)
+
+
 def _manifest(folder: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     return manifest
@@ -75,12 +88,27 @@ DAMAGES = {
     "no patches": (lambda folder: _edit(folder, image={}), "field image.patch_px"),
     "no dimensions": (lambda folder: _edit(folder, model=[]), "field model is missing"),
     "no angles": (lambda folder: _edit(folder, rope={}), "field rope must give 8 inv_freq"),
+    "no angle": (_rope(inv_freq=[float("nan")] * 8), "field rope must give 8 inv_freq"),
+    "an angle too large": (_rope(inv_freq=[10**400] * 8), "field rope must give 8 inv_freq"),
+    "a negative section": (_rope(sections=[-2, 5, 5]), "field rope must give 8 inv_freq"),
+    "an endless section": (_rope(sections=[float("inf"), 3, 3]), "field rope must give 8 inv_freq"),
+    "no scaling": (_rope(scaling=float("inf")), "field rope must give 8 inv_freq"),
+    "no engine's name": (lambda folder: _edit(folder, engines=[[]]), r"field engines holds \[\]"),
+    "sizes of one area": (
+        lambda folder: _edit(
+            folder,
+            images=[{"width_px": 224, "height_px": 168}, {"width_px": 168, "height_px": 224}],
+            files=_manifest(folder)["files"] | {"vision-168x224.onnx": _manifest(folder)["files"][VISION]},
+        ),
+        "field images holds two sizes of one area",
+    ),
     "no number tokens": (lambda folder: _edit(folder, number_tokens=[5, 4]), "field number_tokens"),
     "no graph": (lambda folder: (folder / VISION).unlink(), f"{VISION}: is missing"),
     "cut graph": (lambda folder: (folder / VISION).write_bytes(b"x"), f"{VISION}: is damaged"),
     "flipped bit": (lambda folder: _flip(folder / LANGUAGE), "language.onnx: is damaged: its SHA-256"),
     "no tokenizer": (_no_tokenizer, "not a tokenizer"),
     "binary tokenizer": (_binary_tokenizer, "not a tokenizer"),
+    "more tokens than the model's": (_more_tokens, "tokens, the model"),
     "no image token": (_no_image_token, "lacks the token"),
 }
 

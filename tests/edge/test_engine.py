@@ -295,6 +295,39 @@ def test_nothing_to_compute_is_refused(bundle: Bundle) -> None:
         engine.extend([])
 
 
+def test_a_prompt_whose_pass_failed_cannot_be_gone_on_with(
+    engine: OnnxEngine, bundle: Bundle, patches: np.ndarray, monkeypatch
+) -> None:
+    embeds, ids = engine.encode_image(patches), prompt(bundle)
+    engine.prefill(ids, embeds)
+    expected = engine.logits()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "_forward", _interrupt)
+        engine.prefill(ids, -embeds)
+    assert engine.length > 0  # the text before the image
+    with pytest.raises(ValueError, match="prefill comes first"):
+        engine.extend([300])
+    engine.prefill(ids, embeds)
+    np.testing.assert_array_equal(engine.logits(), expected)
+
+
+@pytest.mark.parametrize("step", ["bind_cpu_input", "bind_ortvalue_output"])
+def test_ctrl_c_between_two_bindings_leaves_no_trace(bundle: Bundle, monkeypatch, step: str) -> None:
+    engine, other = OnnxEngine(bundle, 1), OnnxEngine(bundle, 1)
+    for each in (engine, other):
+        each.prefill([300, 301], no_image(bundle))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine._binding, step, _interrupt)
+        engine.extend([302, 303, 304, 305])
+    for each in (engine, other):
+        each.extend([302, 303, 304, 305])
+    np.testing.assert_array_equal(engine.logits(4), other.logits(4))
+
+
+def _interrupt(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("n", [0, 47, 49])
 def test_embeddings_must_match_the_placeholders(engine: OnnxEngine, bundle: Bundle, n: int) -> None:
     with pytest.raises(ValueError, match="48 image placeholders"):

@@ -136,6 +136,33 @@ def test_engines_that_are_there_are_kept(bundle: Bundle, built: list[str]) -> No
     assert built == plan.graphs(bundle)
 
 
+def test_an_engine_of_a_version_with_other_profiles_is_built_again(
+    bundle: Bundle, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(bundle, ORIN)
+    built.clear()
+    monkeypatch.setattr(plan, "STEP_BLOCK", plan.STEP_BLOCK + 1)
+    with pytest.raises(UserError, match="was built from another export or version"):
+        plan.find_engine(bundle, LANGUAGE, ORIN)
+    run(bundle, ORIN)
+    assert built == plan.graphs(bundle)
+
+
+def test_a_bundle_that_cannot_be_written_is_noticed_before_building(
+    bundle: Bundle, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build.os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(UserError, match=f"bundle {bundle.path}: .* cannot be written; build in a copy") as refusal:
+        run(bundle, ORIN)
+    one_line(refusal)
+    assert not built
+
+
+def test_a_bundle_without_graphs_is_told_so_whatever_this_machine_lacks(tiny_bundle: Path) -> None:
+    with pytest.raises(UserError, match="has no graphs for TensorRT .*--engine tensorrt or both"):
+        command(str(tiny_bundle))
+
+
 def test_an_engine_is_refused_where_it_was_not_built_for(bundle: Bundle, built: list[str]) -> None:
     def refused(here: Target) -> str:
         with pytest.raises(UserError, match=f"run: vlar1 build {bundle.path}") as refusal:
@@ -169,6 +196,8 @@ def test_an_engine_built_here_is_preferred_to_one_built_ahead_of_time(bundle: Bu
     assert plan.find_engine(bundle, LANGUAGE, here) == ahead
     own = run(bundle, here)[0]
     assert plan.find_engine(bundle, LANGUAGE, here) == own != ahead
+    own.write_bytes(b"?" * own.stat().st_size)  # damaged, it does not stand in the way of the other
+    assert plan.find_engine(bundle, LANGUAGE, here) == ahead
     with pytest.raises(UserError, match="any GPU of compute capability 8.6 or 8.9 by tensorrt_rtx 1.7"):
         plan.find_engine(bundle, LANGUAGE, replace(here, capabilities=("12.0",), gpu="RTX 5060"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -48,3 +49,8 @@ def test_the_tower_gives_the_embeddings_of_transformers(model, size_px: tuple[in
             found = part.module(*(values[name] for name in part.inputs))
             values |= dict(zip(part.outputs, found if isinstance(found, tuple) else (found,), strict=True))
     torch.testing.assert_close(values["image_embeds"], expected, atol=2e-5, rtol=2e-5)
+    # What is traced names ONNX Runtime's own operators, which this build (1.23 under Python 3.10) must have.
+    graph = graphs.join([graphs.trace(part) for part in parts], ["patches"], ["image_embeds"])
+    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"patches": patches.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=2e-5, rtol=2e-5)

@@ -1,5 +1,6 @@
 """The promise of a calibration, on answers whose true error rate is known; what is written, and bad input."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -221,15 +222,16 @@ def test_a_model_that_cannot_keep_the_promise_changes_nothing(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"--error-rate": "0"}, "--error-rate 0: expected more than 0"),
-        ({"--error-rate": "1"}, "--error-rate 1: expected more than 0 and less than 1"),
+        ({"--error-rate": "0"}, "--error-rate 0: expected 0.0001 or more"),
+        ({"--error-rate": "1e-320"}, "expected 0.0001 or more"),
+        ({"--error-rate": "1"}, "--error-rate 1: expected 0.0001 or more and less than 1"),
         ({"--error-rate": "nan"}, "--error-rate nan: expected"),
         ({"--count": "0"}, "--count 0: expected at least 1"),
         ({"--data": "{tmp}/none.json"}, "none.json"),
         ({"--data": "{tmp}/other.json"}, "no usable item"),
         ({"--data": "{tmp}/unlabelled.json"}, "no usable item"),
         ({"--bundle": "{tmp}/none"}, "no such folder"),
-        ({"--count": "30"}, "15 answers to affordance could be acted on"),
+        ({"--count": "30"}, "15 questions about affordance;"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -246,6 +248,30 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert (bundle / MANIFEST).read_bytes() == manifest
+
+
+def test_too_few_questions_are_noticed_before_any_is_asked(
+    vlar1, bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(answering, "decide", lambda *args, **kwargs: pytest.fail("was asked"))
+    assert vlar1("--bundle", bundle, "--data", data, "--error-rate", "0.02") == 2
+    assert "100 questions about affordance; an error rate of 0.02 is not shown by fewer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["confidence.png", MANIFEST])
+def test_a_disk_that_fails_leaves_the_bundle_as_it_was(
+    vlar1, bundle, data, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fsync(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == f"{name}.partial":
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(answering, "decide", scripted)
+    monkeypatch.setattr(confidence.os, "fsync", fsync)
+    manifest = (bundle / MANIFEST).read_bytes()
+    assert vlar1("--bundle", bundle, "--data", data) == 2
+    assert f"{bundle / name}: cannot be written (Disk quota exceeded)" in capsys.readouterr().err
+    assert (bundle / MANIFEST).read_bytes() == manifest and not list(bundle.glob("*.partial"))
 
 
 @pytest.mark.parametrize(

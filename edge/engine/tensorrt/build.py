@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -64,6 +65,10 @@ def build_engines(
         jobs.append((plan, plans.engine_path(bundle, plan)))
     missing = [(plan, path) for plan, path in jobs if not plans.is_current(path, plan)]
     _check_disk(bundle, [plan for plan, _ in missing])
+    for _, path in missing:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):  # before minutes of work
+            raise UserError(f"bundle {bundle.path}: its {path.parent.name} cannot be written; build in a copy that can")
     task = progress.add_task(f"engines for {target.gpu or ' '.join(target.sm)}", total=len(jobs))
     progress.advance(task, len(jobs) - len(missing))
     for plan, path in missing:

@@ -11,7 +11,15 @@ from typing import Any
 from drivers.errors import UserError
 from edge.engine.bundle import MANIFEST, Bundle
 from edge.engine.hashes import check_sha256, file_sha256
-from edge.engine.tensorrt.layout import FOLDER, HEAD, HEAD_NUMBERS, LANGUAGE
+from edge.engine.tensorrt.layout import (
+    FOLDER,
+    HEAD,
+    HEAD_NUMBERS,
+    HEAD_ROWS,
+    LANGUAGE,
+    PREFILL_BLOCK,
+    STEP_BLOCK,
+)
 
 ENGINES = "engines"
 
@@ -59,7 +67,7 @@ class Plan:
 
     Attributes:
         graph: file name of the graph it was built from.
-        graph_sha256: hash over that graph's files.
+        graph_sha256: hash over that graph's files and the sizes it was built for.
         precision: the bundle's quantization.
         target: what it was built by and for.
         engine_sha256, bytes: of the engine file.
@@ -121,7 +129,8 @@ def planned(bundle: Bundle, graph: str, target: Target) -> Plan:
         UserError: the manifest does not list the graph's files.
     """
     listed = bundle.manifest["files"]
-    lines = ""
+    # Its optimization profiles are this version's: an engine with others takes no shapes of ours.
+    lines = f"{PREFILL_BLOCK} {STEP_BLOCK} {HEAD_ROWS}\n"
     for name in (f"{FOLDER}/{graph}", f"{FOLDER}/{_data_file(graph)}"):
         if name not in listed:
             raise UserError(f"bundle {bundle.path / MANIFEST}: field files lacks {name}; export the bundle again")
@@ -173,13 +182,18 @@ def find_engine(bundle: Bundle, graph: str, here: Target) -> Path:
     again = f"run: vlar1 build {bundle.path}"
     folder, name = bundle.path / FOLDER / ENGINES, Path(graph).with_suffix(".engine").name
     described = [(path, plan) for path in sorted(folder.glob(f"*/{name}")) if (plan := read(path)) is not None]
+    refusals = []
     for path, plan in sorted(described, key=lambda found: found[1].target.gpu is None):
         if not plan.target.runs_on(here):
             continue
         if is_current(path, planned(bundle, graph, plan.target)):
             return path
         other = plan.graph_sha256 != planned(bundle, graph, plan.target).graph_sha256
-        raise UserError(f"engine {path}: {'was built from another export' if other else 'is damaged'}; {again}")
+        refusals.append(
+            f"engine {path}: {'was built from another export or version of vlar1' if other else 'is damaged'}; {again}"
+        )
+    if refusals:
+        raise UserError(refusals[0])
     targets = ", ".join(f"for {plan.target}" for _, plan in described)
     raise UserError(
         f"engine {folder}/*/{name}: {f'built {targets}, not' if targets else 'not built'} for {here}; {again}"
