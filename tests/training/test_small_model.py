@@ -25,7 +25,7 @@ from training.small.language import finding_loss
 from training.small.model import new_model
 from training.small.sequences import IGNORE, collate
 from training.small.tokenizer import NUMBERS, token_id, train_tokenizer
-from training.small.vision import load_state, pretrain_vision, relative_boxes, save_state, without_colour
+from training.small.vision import load_state, pretrain_vision, recoloured, relative_boxes, save_state
 
 COUNT = 24
 
@@ -125,11 +125,14 @@ def test_what_is_found_is_judged_by_all_boxes_together() -> None:
     assert right == 1.0
 
 
-def test_an_image_without_colour_keeps_its_shapes_only(data) -> None:
-    grey = without_colour(data.rgb[:4], np.random.default_rng(0))
-    assert grey.shape == data.rgb[:4].shape and grey.dtype == np.uint8
-    assert (grey == grey[..., :1]).all() and (grey.std((1, 2)) > 0).all()
-    assert (data.rgb[:4].min(-1) <= grey[..., 0]).all() and (grey[..., 0] <= data.rgb[:4].max(-1)).all()
+def test_turned_colours_keep_brightness_and_grey(data) -> None:
+    turned = recoloured(data.rgb[:8], np.random.default_rng(0))
+    assert turned.shape == data.rgb[:8].shape and turned.dtype == np.uint8
+    inside = ((turned > 0) & (turned < 255)).all(-1)
+    np.testing.assert_allclose(turned.mean(-1)[inside], data.rgb[:8].mean(-1)[inside], atol=0.6)
+    assert (np.abs(turned.astype(int) - data.rgb[:8]).mean((1, 2, 3)) > 1).all()
+    grey = np.repeat(data.rgb[:8, :, :, :1], 3, -1)
+    np.testing.assert_allclose(recoloured(grey, np.random.default_rng(0)), grey, atol=1)
 
 
 def test_the_batched_tower_says_what_transformers_says(model, data) -> None:

@@ -3,8 +3,9 @@
 For every image token: is an item there, its colour and shape, and its box relative to the token. Relative, because
 Qwen2.5-VL's tower has only rotary positions: where a token lies is added later, by the language model's M-RoPE.
 
-Shapes are learned from images without colour, colours from the others. Where both came from the same images, the tower
-told shapes by colours: 93 % of the shapes were right, but 44 % of those of things in the four pairs that it never saw.
+Shapes are learned from images whose colours are turned and faded at random, colours from the others. Where both came
+from the same images, the tower told shapes by colours: 93 % of the shapes were right, but 44 % of those of things in
+the four pairs that it never saw.
 """
 
 from __future__ import annotations
@@ -58,20 +59,27 @@ def relative_boxes(box: torch.Tensor) -> torch.Tensor:
     return torch.cat([(box[..., :2] - cell_centres()) * scale, box[..., 2:] * scale], -1)
 
 
-def without_colour(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Images (b, h, w, 3) in grey, each with weights of its own for red, green and blue."""
-    weights = rng.dirichlet((1.0, 1.0, 1.0), len(rgb)).astype(np.float32)
-    grey = np.einsum("bhwc,bc->bhw", rgb.astype(np.float32), weights)
-    return np.broadcast_to(np.rint(grey).astype(np.uint8)[..., None], rgb.shape)
+def recoloured(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Images (b, h, w, 3), each with its hues turned by an angle of its own and its colours faded or deepened.
+
+    The turn is about the grey axis of RGB (Rodrigues' formula), so brightness and whatever is grey stay as they are.
+    """
+    b = len(rgb)
+    angle, depth = rng.uniform(0, 2 * np.pi, (b, 1, 1)), rng.uniform(0, 1.2, (b, 1, 1))
+    along = np.full((3, 3), 1 / 3)
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    turn = along + depth * (np.cos(angle) * (np.eye(3) - along) + np.sin(angle) * cross)
+    turned = np.einsum("bij,bhwj->bhwi", turn.astype(np.float32), rgb.astype(np.float32))
+    return np.rint(turned.clip(0, 255)).astype(np.uint8)
 
 
 def dense_loss(
-    head: DenseHead, tokens: torch.Tensor, labels: DenseLabels, grey: torch.Tensor
+    head: DenseHead, tokens: torch.Tensor, labels: DenseLabels, turned: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """The head's loss over a batch (b, 48, dim) and its figures; ``grey`` (b,) bool: images without colour."""
+    """The head's loss over a batch (b, 48, dim) and its figures; ``turned`` (b,) bool: images with other colours."""
     covered, colour, shape, box = head(tokens)
     on = labels.covered
-    shaped, coloured = on & grey[:, None], on & ~grey[:, None]
+    shaped, coloured = on & turned[:, None], on & ~turned[:, None]
     wanted = relative_boxes(labels.box)[on]
     l1 = (box[on] - wanted).abs()
     losses = {
@@ -85,7 +93,7 @@ def dense_loss(
             "covered": ((covered.squeeze(-1) > 0) == on).float().mean().item(),
             "colour": (colour[coloured].argmax(-1) == labels.colour[coloured]).float().mean().item(),
             "shape": (shape[shaped].argmax(-1) == labels.shape[shaped]).float().mean().item(),
-            "shape_in_colour": (shape[coloured].argmax(-1) == labels.shape[coloured]).float().mean().item(),
+            "shape_untaught": (shape[coloured].argmax(-1) == labels.shape[coloured]).float().mean().item(),
             "box_px": l1.mean().item() * 28,
         }
     total = torch.stack(list(losses.values())).sum()
@@ -161,15 +169,15 @@ def pretrain_vision(
         pick = rng.integers(0, len(data), batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr)
-        grey = np.arange(batch) < batch // 2
+        turned = np.arange(batch) < batch // 2
         rgb = data.rgb[pick]
-        rgb[grey] = without_colour(rgb[grey], rng)
+        rgb[turned] = recoloured(rgb[turned], rng)
         pixels, grid = to_patches(rgb)
         with torch.autocast("cpu", torch.bfloat16):
             tokens = encode_batch(tower, pixels, grid)
         labels = dense_labels(data.tokens[pick], [data.seen[i] for i in pick])
         tokens = tokens.float().reshape(batch, N_TOKENS, -1)
-        loss, figures = dense_loss(head, tokens, labels, torch.from_numpy(grey))
+        loss, figures = dense_loss(head, tokens, labels, torch.from_numpy(turned))
         optimizer.zero_grad()
         loss.backward()
         update(optimizer, params, out, step)
