@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from drivers.errors import UserError
+from edge.agreement import discrete_frechet, iou
 from edge.contract import TASKS, Affordance, ContractError, Output, Task, Trajectory, parse_answer
 from training.answering import Answerer
 from training.data.sharegpt import Item, load_image, read_items
-from training.metrics import bootstrap_interval, discrete_frechet, end_point_error, giou, hausdorff, iou, rmse
+from training.metrics import bootstrap_interval, end_point_error, giou, hausdorff, rmse
 
 HIT_IOU = 0.5
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edge.agreement import frechet_over, ground_distances, iou
 from edge.contract import Affordance
-from training.metrics import frechet_over, giou, ground_distances, iou
+from training.metrics import giou
 
 TASK_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1
 ANGLE_WEIGHT = 0.25  # per radian between local directions

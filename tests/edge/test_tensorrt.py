@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpu_device import CpuDevice
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorrt_bundle import add_tensorrt
@@ -22,6 +21,7 @@ from edge.engine.tensorrt.cuda import this_gpu
 from edge.engine.tensorrt.engine import TensorRTEngine
 from edge.engine.tensorrt.layout import HEAD_ROWS, PREFILL_BLOCK, PREFILL_PROFILE, STEP_BLOCK, STEP_PROFILE, cache_room
 from edge.engine.tensorrt.module import installed
+from export.cpu_device import CpuDevice
 
 
 def _why_no_gpu() -> str | None:

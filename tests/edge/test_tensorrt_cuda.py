@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_device import CpuDevice
 from fake_cuda import FakeDriver, fake_tensorrt
 from rich.progress import Progress
 from tensorrt_bundle import add_tensorrt
@@ -20,6 +19,7 @@ from edge.engine.bundle import Bundle
 from edge.engine.tensorrt import build, cuda
 from edge.engine.tensorrt.engine import TensorRTEngine
 from edge.engine.tensorrt.layout import STEP_BLOCK
+from export.cpu_device import CpuDevice
 
 EMBEDS = np.random.default_rng(0).normal(0, 0.3, (48, 64)).astype(np.float32)
 PROMPT = [300, 301, *[5] * 48, 302]

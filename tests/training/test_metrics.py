@@ -8,15 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import directed_hausdorff
 
+from edge.agreement import corners, discrete_frechet, iou
 from edge.contract import Affordance
 from training.metrics import (
     bootstrap_interval,
-    corners,
-    discrete_frechet,
     end_point_error,
     giou,
     hausdorff,
-    iou,
     resample,
     rmse,
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from edge.agreement import discrete_frechet, iou
 from edge.contract import (
     OUTPUT_CLOSE,
     OUTPUT_OPEN,
@@ -23,7 +24,6 @@ from edge.contract import (
     prompt_text,
 )
 from training.data.sharegpt import Item
-from training.metrics import discrete_frechet, iou
 
 MIN_IOU = 0.5
 MAX_FRECHET = 0.15  # of the normalized image
