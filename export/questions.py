@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from drivers.errors import UserError
 from drivers.robot import load_robot
-from drivers.sim.render import CAMERA, camera_pose, render
+from drivers.sim.render import CAMERA, camera_pose, render, visible_corners
 from drivers.sim.scene import Task, draw_scene, draw_task
 from drivers.sim.world import build_model, item_of_geom, set_arm
 from edge import contract
@@ -89,23 +89,13 @@ def made_up(count: int, progress: Callable[[], None] = lambda: None) -> list[Que
 def _label(items: NDArray[np.int64], task: Task) -> contract.Output | None:
     """The visible box of what is to be picked, or the straight path from there to the container, in so many points as
     the shipped model is trained on; None where one is out of view. `items`: (h, w) index of what is seen."""
-    boxes = [_visible_box(items == item) for item in (task.target, task.container) if item is not None]
-    if task.container is None or None in boxes:
-        return boxes[0] if task.container is None else None
-    start, end = (np.array([box.x, box.y]) for box in boxes if box is not None)
+    named = [item for item in (task.target, task.container) if item is not None]
+    corners = [corners for item in named if (corners := visible_corners(items == item)) is not None]
+    if len(corners) < len(named):
+        return None
+    boxes = [contract.box_from_corners(each) for each in corners]
+    if task.container is None:
+        return boxes[0]
+    start, end = (np.array([box.x, box.y]) for box in boxes)
     points = [start + (end - start) * k / (PATH_POINTS - 1) for k in range(PATH_POINTS)]
     return contract.Trajectory(tuple((float(x), float(y)) for x, y in points))
-
-
-def _visible_box(seen: NDArray[np.bool_]) -> contract.Affordance | None:
-    """Around the pixels of a mask (h, w)."""
-    (height_px, width_px), (v, u) = seen.shape, np.nonzero(seen)
-    if not len(u):
-        return None
-    left, top, right, bottom = (
-        u.min() / width_px,
-        v.min() / height_px,
-        (u.max() + 1) / width_px,
-        (v.max() + 1) / height_px,
-    )
-    return contract.box_from_corners((float(left), float(top), float(right), float(bottom)))

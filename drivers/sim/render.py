@@ -38,6 +38,16 @@ def scaled(intrinsics: Intrinsics, width: int, height: int) -> Intrinsics:
     )
 
 
+def visible_corners(seen: NDArray[np.bool_]) -> tuple[float, float, float, float] | None:
+    """Around the pixels of a mask (h, w): left, top, right, bottom, normalized to [0, 1]; None where it has none."""
+    (height_px, width_px), (v, u) = seen.shape, np.nonzero(seen)
+    if not len(u):
+        return None
+    left, right = u.min() / width_px, (u.max() + 1) / width_px
+    top, bottom = v.min() / height_px, (v.max() + 1) / height_px
+    return float(left), float(top), float(right), float(bottom)
+
+
 def look_at(eye_m: NDArray[np.float64], target_m: NDArray[np.float64], roll_rad: float = 0.0) -> NDArray[np.float64]:
     """``T_world_camera`` (4, 4): optical frame (x right, y down, z forward) at ``eye_m``, looking at ``target_m``."""
     z = np.asarray(target_m, float) - np.asarray(eye_m, float)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from drivers.protocols import Intrinsics
 from drivers.robot import Robot, load_robot
-from drivers.sim.render import CAMERA, camera_pose, render, scaled
+from drivers.sim.render import CAMERA, camera_pose, render, scaled, visible_corners
 from drivers.sim.scene import CONTAINERS, Scene
 from drivers.sim.world import build_model, item_of_geom, set_arm
 
@@ -71,10 +71,10 @@ def label_scene(scene: Scene, rng: np.random.Generator, camera: Intrinsics = CAM
     item = item_of_geom(model)[picture.geom]
     seen = []
     for i, it in enumerate(scene.items):
-        v, u = np.nonzero(item == i)
-        if len(u) < MIN_VISIBLE_PX:
+        corners = visible_corners(item == i)
+        if corners is None or np.count_nonzero(item == i) < MIN_VISIBLE_PX:
             return None
-        x0, x1, y0, y1 = u.min() / WIDTH_PX, (u.max() + 1) / WIDTH_PX, v.min() / HEIGHT_PX, (v.max() + 1) / HEIGHT_PX
+        x0, y0, x1, y1 = corners
         box = ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
         seen.append(Seen(it.colour, it.shape, _box(round(float(value), 4) for value in box)))
     mask = np.where((item >= 0) & (item < len(seen)), item, NOTHING).astype(np.uint8)
