@@ -102,6 +102,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--deadline {args.deadline:g}: expected milliseconds, more than 0")
     if args.draws < 1:
         raise UserError(f"--draws {args.draws}: expected 1 or more")
+    overlay: Path | None = args.overlay
+    if overlay and not (overlay.parent.is_dir() and cv2.haveImageWriter(str(overlay))):
+        raise _unwritable(overlay)
 
 
 def _decide(
@@ -189,7 +192,11 @@ def _write_overlay(path: Path, rgb: NDArray[np.uint8], decision: Decision, instr
     except cv2.error:
         written = False
     if not written:
-        raise UserError(f"--overlay {path}: cannot be written; name a .png file in a folder that exists")
+        raise _unwritable(path)
+
+
+def _unwritable(overlay: Path) -> UserError:
+    return UserError(f"--overlay {overlay}: cannot be written; name a .png file in a folder that exists")
 
 
 def _as_json(result: Consistent, task: str, stages_ms: dict[str, float]) -> dict[str, Any]:
