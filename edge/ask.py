@@ -19,7 +19,17 @@ from rich.markup import escape
 from drivers.errors import UserError
 from edge import contract
 from edge.contract import Affordance, Trajectory
-from edge.decode import Consistent, Decision, Event, Sampling, TextEvent, WaypointEvent, decide, decide_consistent
+from edge.decode import (
+    Consistent,
+    Decision,
+    Event,
+    Sampling,
+    TextEvent,
+    WaypointEvent,
+    compile_grammars,
+    decide,
+    decide_consistent,
+)
 from edge.decode.decision import MAX_THINK_TOKENS
 from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
@@ -65,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     rgb = read_image(args.image)
     engine = OnnxEngine(load_bundle(args.bundle))
+    compile_grammars(engine.bundle)
     tracer = Tracer()
     console = Console(soft_wrap=True, highlight=False)
     result = _decide(args, engine, rgb, tracer, None if args.json else _shower(console))

@@ -33,6 +33,7 @@ from drivers.sim.scene import Look, Scene, Task, draw_look, draw_scene, draw_tas
 from drivers.sim.server import HeldBoard, State
 from edge.ask import SHIPPED_BUNDLE
 from edge.control import Controller
+from edge.decode import compile_grammars
 from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
 from edge.film import Cinema
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: expected 0 or more")
     engine = OnnxEngine(load_bundle(args.bundle))
+    compile_grammars(engine.bundle)
     robot = load_robot()
     try:
         (args.out / "frames").mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from edge.decode.consistent import Consistent, decide_consistent
 from edge.decode.decision import Decision, decide
 from edge.decode.events import Event, OutputEvent, TextEvent, WaypointEvent
 from edge.decode.sampling import Sampling
-from edge.decode.writer import AnswerWriter, Vocabulary
+from edge.decode.writer import AnswerWriter, Vocabulary, compile_grammars
 
 __all__ = [
     "AnswerWriter",
@@ -18,6 +18,7 @@ __all__ = [
     "TextEvent",
     "Vocabulary",
     "WaypointEvent",
+    "compile_grammars",
     "decide",
     "decide_consistent",
 ]

@@ -15,7 +15,7 @@ from transformers_engine import TransformersEngine
 from drivers.errors import UserError
 from edge import contract
 from edge.contract import Affordance, Trajectory, parse_answer
-from edge.decode import AnswerWriter, OutputEvent, Sampling, TextEvent, decide
+from edge.decode import AnswerWriter, OutputEvent, Sampling, TextEvent, compile_grammars, decide
 from edge.preprocess import preprocess
 from edge.trace import Tracer
 
@@ -192,6 +192,17 @@ def test_a_text_longer_than_the_model_takes_and_too_few_tokens_are_refused(
         decide(scripted(bundle, ""), frame, "affordance", "pick " * 2000)
     with pytest.raises(UserError, match="max_tokens: is 20"):
         decide(scripted(bundle, ""), frame, "affordance", "pick", max_tokens=20)
+
+
+def test_with_compiled_grammars_the_first_answer_wraps_nothing(
+    tiny_checkpoint: Path, frame: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = toy_bundle((tiny_checkpoint / "tokenizer.json").read_text(encoding="utf-8") + " ")  # no other test's
+    compile_grammars(fresh)
+    monkeypatch.setattr("edge.decode.writer.LLTokenizer", None)
+    for task in contract.TASKS:
+        decision = decide(scripted(fresh, "<think>on and on "), frame, task, "pick it", deadline_s=60.0)
+        assert decision.thinking_cut
 
 
 def test_forced_tokens_in_one_pass_change_nothing(
