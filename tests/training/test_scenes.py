@@ -72,7 +72,7 @@ def test_answers_say_what_the_image_shows(seed: int, seen: tuple[Seen, ...]) -> 
     question = draw_question(np.random.default_rng(seed), seen, SPLITS["in-domain"])
     output = question.answer.output
     named = [s for s in seen if s.name in question.instruction]
-    assert all(f"{s.shape}, {s.colour} [" in question.answer.reasoning for s in seen)
+    assert all(f"{s.shape}, {s.colour}{mark(s)} [" in question.answer.reasoning for s in seen)
     if isinstance(output, Affordance):
         assert question.task == "affordance"
         (target,) = [s for s in named if not s.is_container]
@@ -178,7 +178,7 @@ def test_two_runs_do_not_write_the_same_parts(tmp_path: Path) -> None:
 
 def test_the_box_of_a_sliver_is_still_a_box() -> None:
     sliver = Seen("red", "tray", (0.5, 0.5, 1 / 224, 0.2))
-    output = affordance_answer((sliver,), sliver).output
+    output = affordance_answer((sliver,), sliver, ()).output
     assert isinstance(output, Affordance) and output.width == 0.01 and output.height == 0.2
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from drivers.errors import UserError
-from edge.contract import IMAGE_PAD
+from edge.contract import IMAGE_PAD, format_answer
 from training.batched_tower import encode_batch
+from training.data.answers import draw_question
 from training.data.scenes import make_scenes
 from training.data.splits import SPLITS
 from training.small.base import Recipe, train_base
@@ -98,22 +99,32 @@ def test_positions_are_those_of_transformers(model, tokenizer, items) -> None:
     assert (batch.labels[batch.image] == IGNORE).all()
 
 
-def test_the_first_token_behind_a_named_thing_says_whether_it_is_there(tokenizer, data) -> None:
+def test_what_says_whether_a_thing_is_there_is_marked(tokenizer, data) -> None:
     talks = [draw_talk(np.random.default_rng(k), seen) for k, seen in enumerate(data.seen)]
     batch = collate(tokenizer, talks)
+    said = []
     for k, talk in enumerate(talks):
-        said = (
-            talk.answer.partition("I see ")[0] + talk.answer.partition(". ")[2]
-            if "I see" in talk.answer
-            else talk.answer
-        )
-        wanted = re.findall(r"The \w+ \w+ \[(none|\d\.\d\d)", said)
+        ends = [m.end() for m in re.finditer(r"The \w+ \w+ \[|(?:I see |; )\w+, \w+", talk.answer)]
+        if "The " not in talk.answer:
+            ends = []
         places = batch.finding[k].nonzero().flatten().tolist()
-        assert len(places) == len(wanted)
-        for place, word in zip(places, wanted, strict=True):
-            assert word.startswith(tokenizer.decode(batch.labels[k, place]))
-            assert tokenizer.decode(batch.labels[k, :place][-1:]).endswith("[")
-    assert batch.finding.any() and not batch.finding[[t.answer.count("The ") == 0 for t in talks]].any()
+        assert len(places) == len(ends)
+        for place, end in zip(places, ends, strict=True):
+            said.append(tokenizer.decode(batch.labels[k, place]))
+            assert talk.answer[end:].startswith(said[-1])
+    assert {" [", ","} < set(said) and any(word.startswith("n") for word in said) and any("." in word for word in said)
+
+
+def test_what_is_named_and_nothing_else_is_marked_in_the_list(data) -> None:
+    for k, seen in enumerate(data.seen):
+        rng = np.random.default_rng(k)
+        for text, asked in (
+            ((talk := draw_talk(rng, seen)).answer, talk.prompt),
+            *((format_answer(q.answer), q.instruction) for q in [draw_question(rng, seen, SPLITS["train"])]),
+        ):
+            if "I see" in text and "The " in text:
+                marked = {f"{colour} {shape}" for shape, colour in re.findall(r"(\w+), (\w+), named \[", text)}
+                assert marked == {s.name for s in seen if re.search(rf"\b{s.name}\b", asked)}
 
 
 def test_what_is_found_is_judged_by_all_boxes_together() -> None:

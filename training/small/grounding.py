@@ -11,7 +11,7 @@ from training.data.answers import absent_name, listing, with_box, without_box
 from training.data.labels import Seen
 from training.data.words import made_up_words
 
-ABSENT = 0.4  # share of the named things that are not there
+ABSENT = 0.4  # share of the things named among made-up words that are not there
 ASK_ALL = ("What is on the table?", "Name everything with its box.", "Describe the picture.")
 ASK_ONE = ("Where is the {t}?", "Find the {t}.", "Box of the {t}?")
 
@@ -28,20 +28,21 @@ def draw_talk(rng: np.random.Generator, seen: tuple[Seen, ...]) -> Talk:
     """A question that grounds words in the image, as Qwen2.5-VL's own pretraining has them.
 
     One in four asks for everything (a caption with boxes), one in four for one thing (a referring expression), and half
-    name one or two things among made-up words, as instructions do, and want everything first and then those again.
+    name one or two things among made-up words, as instructions do, and want everything first, with a mark on what is
+    named, and then the named again. Only there may a named thing be absent.
     """
     kind = rng.random()
-    everything = f"I see {listing(seen)}."
     if kind < 0.25:
-        return Talk(f"{rng.choice(ASK_ALL)}\n", everything)
+        return Talk(f"{rng.choice(ASK_ALL)}\n", f"I see {listing(seen)}.")
     if kind < 0.5:
-        name, answer = _named(rng, seen)
-        return Talk(str(rng.choice(ASK_ONE)).format(t=name) + "\n", answer)
+        target = seen[int(rng.integers(len(seen)))]
+        return Talk(str(rng.choice(ASK_ONE)).format(t=target.name) + "\n", f"The {with_box(target)}.")
     names, answers = zip(*(_named(rng, seen) for _ in range(int(rng.integers(1, 3)))), strict=True)
     words = made_up_words(rng)
     for name in names:
         words += f" the {name} {made_up_words(rng, most=2)}"
-    return Talk(f"{words.strip()} {made_up_words(rng, most=12)}".strip() + "\n", " ".join((everything, *answers)))
+    answer = " ".join((f"I see {listing(seen, names)}.", *answers))
+    return Talk(f"{words.strip()} {made_up_words(rng, most=12)}".strip() + "\n", answer)
 
 
 def _named(rng: np.random.Generator, seen: tuple[Seen, ...]) -> tuple[str, str]:

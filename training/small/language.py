@@ -20,7 +20,7 @@ from training.small.tokenizer import NUMBERS
 from training.small.vision import Log, learning_rate, load_state, save_state, update
 
 BOX_LAYER = 2  # the language model's image tokens know their absolute boxes after this layer; the rest is for reading
-FINDING = 20.0  # how much more than a token it counts whether a named thing has a box at all
+FINDING = 10.0  # how much more than any other token those count that say whether a named thing is there
 NUMBER_SIGMA = 0.8  # in hundredths: a number next to the right one is nearly right
 
 
@@ -185,13 +185,13 @@ def language_loss(
 
 
 def finding_loss(logits: torch.Tensor, labels: torch.Tensor, number_ids: list[int]) -> tuple[torch.Tensor, float]:
-    """Is there a box, whichever: summed cross-entropy at the first token of each (n, vocab), (n,), and the share right.
+    """Is it there, whatever its box: summed cross-entropy at the places of `Batch.finding` (n, vocab), (n,), and the
+    share of them where the right is likelier than all else. Every number is right where there is a box.
 
-    It is one token among a hundred that depends on everything before it, and learned last if it counts like any other.
+    They are few tokens among many that depend on everything before them, and learnt last if they count like any other.
     """
     log_p = logits.log_softmax(-1)
     box = log_p[:, number_ids].logsumexp(-1)
     has_box = torch.isin(labels, torch.tensor(number_ids))
     said = torch.where(has_box, box, log_p.gather(1, labels[:, None])[:, 0])
-    right = ((box > np.log(0.5)) == has_box).float().mean().item() if len(labels) else 1.0
-    return -said.sum(), right
+    return -said.sum(), (said > np.log(0.5)).float().mean().item() if len(labels) else 1.0

@@ -22,8 +22,8 @@ IGNORE = -100
 @dataclass(frozen=True)
 class Batch:
     """``ids``, ``labels`` (b, s) long, padded on the right; ``positions`` (3, b, s): time, height, width;
-    ``image`` (b, s) bool: where image tokens stand; ``finding`` (b, s) bool: the first token of the box of a thing that
-    was asked for, or of what stands there when it has none."""
+    ``image`` (b, s) bool: where image tokens stand; ``finding`` (b, s) bool: where it is said whether a listed thing
+    is named, and whether a named thing has a box: the first token after its colour, the first behind its bracket."""
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -37,8 +37,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, talk: Talk) -> tuple[list[int], i
     prompt = tokenizer.encode(render_chat(talk.prompt, N_TOKENS))
     answer = tokenizer(talk.answer + IM_END, return_offsets_mapping=True)
     ends = [end for _, end in answer["offset_mapping"]]
-    brackets = [match.end() for match in re.finditer(r"The \w+ \w+ \[", talk.answer)]
-    return prompt + answer["input_ids"], len(prompt), [len(prompt) + bisect_right(ends, place) for place in brackets]
+    places = [match.end() for match in re.finditer(r"The \w+ \w+ \[", talk.answer)]
+    if places:
+        places += [match.end() for match in re.finditer(r"(?:I see |; )\w+, \w+", talk.answer)]
+    return prompt + answer["input_ids"], len(prompt), [len(prompt) + bisect_right(ends, place) for place in places]
 
 
 def collate(tokenizer: PreTrainedTokenizerFast, talks: list[Talk]) -> Batch:
