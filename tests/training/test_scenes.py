@@ -73,8 +73,8 @@ def test_answers_say_what_the_image_shows(seed: int, seen: tuple[Seen, ...]) -> 
     output = question.answer.output
     named = [s for s in seen if s.name in question.instruction]
     for s in seen:
-        mark = ", named" if s in named else ""
-        assert f"{s.shape}, {s.colour}{mark} [" in question.answer.reasoning
+        shape, colour = (f"{w}*" if re.search(rf"\b{w}\b", question.instruction) else w for w in (s.shape, s.colour))
+        assert f"{shape}, {colour} [" in question.answer.reasoning
     if isinstance(output, Affordance):
         assert question.task == "affordance"
         (target,) = [s for s in named if not s.is_container]

@@ -28,7 +28,7 @@ class Question:
 
 def with_box(seen: Seen) -> str:
     """An item's name and its box, the same everywhere: naming a thing and giving its box is one habit."""
-    return f"{seen.name} {_numbers(seen.box)}"
+    return f"{seen.name} {box_text(seen.box)}"
 
 
 def without_box(name: str) -> str:
@@ -37,23 +37,26 @@ def without_box(name: str) -> str:
 
 
 def listing(seen: tuple[Seen, ...], named: Collection[str] = ()) -> str:
-    """Everything in the image with its box, from left to right, and which of it the instruction names.
+    """Everything in the image with its box, from left to right, each word with a star that the instruction names things
+    by: where it names a red ball, "ball*, blue [0.41, 0.52, 0.10, 0.13]; cube, red* [0.62, 0.31, 0.11, 0.16]".
 
     The shape is said before the colour. Shapes are harder to tell apart, and a model that has just said "red" leans on
     which shapes were red in training: of 35 red cylinders, never shown to it before, it listed 32 as red cubes.
 
-    Each item is compared with the instruction as it is listed, so that a thing that is not there shows in that nothing
-    is marked. Without marks, small models went on from its name to a box with the same probability whatever the image
-    showed, that of the training set: looking a name up is learnt step by step, noticing that nothing answers is not.
+    The stars are how a small model notices that a thing is not there: nothing has two. Without them, it went on from
+    the name of a missing thing to a box with the same probability whatever the image showed, that of the training set.
     """
-    items = []
-    for s in sorted(seen, key=lambda s: s.box[0]):
-        mark = ", named" if s.name in named else ""
-        items.append(f"{s.shape}, {s.colour}{mark} {_numbers(s.box)}")
-    return "; ".join(items)
+    words = {word for name in named for word in name.split()}
+
+    def starred(word: str) -> str:
+        return f"{word}*" if word in words else word
+
+    in_order = sorted(seen, key=lambda s: s.box[0])
+    return "; ".join(f"{starred(s.shape)}, {starred(s.colour)} {box_text(s.box)}" for s in in_order)
 
 
-def _numbers(box: Box) -> str:
+def box_text(box: Box) -> str:
+    """A box as reasoning has it."""
     return "[" + ", ".join(f"{v:.2f}" for v in box) + "]"
 
 

@@ -36,7 +36,7 @@ Log = Callable[[str, int, int, dict[str, float]], None]
 class Recipe:
     """Optimizer steps of each stage, at 64 images a step."""
 
-    vision_steps: int = 3000
+    vision_steps: int = 4000
     language_steps: int = 1800
     seed: int = 0
 
@@ -121,7 +121,7 @@ def _features(out: Path, model: Qwen2_5_VLForConditionalGeneration, data: Datase
     # Older than the tower: of one that was trained before, whose file somebody deleted to begin its stage anew.
     if path.exists() and path.stat().st_mtime >= (out / "vision.pt").stat().st_mtime:
         kept: torch.Tensor = load_state(path)
-        if len(kept) == len(data):
+        if kept.shape[:2] == (2, len(data)):
             return kept
     features = image_features(model.model.visual, data, log)
     save_state(path, features)

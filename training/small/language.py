@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from training.batched_tower import encode_batch
-from training.small.grounding import draw_talk
+from training.small.grounding import draw_talk, draw_talk_of_shapes
 from training.small.images import COLOUR_NAMES, N_TOKENS, SHAPE_NAMES, Dataset, DenseLabels, dense_labels, to_patches
 from training.small.sequences import IGNORE, Batch, collate
 from training.small.tokenizer import NUMBERS
-from training.small.vision import Log, learning_rate, load_state, save_state, update
+from training.small.vision import Log, learning_rate, load_state, recoloured, save_state, update
 
 BOX_LAYER = 2  # the language model's image tokens know their absolute boxes after this layer; the rest is for reading
 FINDING = 10.0  # how much more than any other token those count that say whether a named thing is there
@@ -49,16 +49,20 @@ class TokenReader(nn.Module):
         self.colours, self.shapes = first(COLOUR_NAMES), first(SHAPE_NAMES)
         self.numbers = [tokenizer.encode(n)[0] for n in NUMBERS]
 
-    def loss(self, hidden: torch.Tensor, labels: DenseLabels, embeddings: torch.Tensor) -> torch.Tensor:
-        """Loss over a batch of image tokens (b, 48, dim); ``embeddings`` (vocab, dim)."""
+    def loss(
+        self, hidden: torch.Tensor, labels: DenseLabels, embeddings: torch.Tensor, turned: torch.Tensor
+    ) -> torch.Tensor:
+        """Loss over a batch of image tokens (b, 48, dim); ``embeddings`` (vocab, dim); ``turned`` (b,) bool: images
+        with other colours, from which shapes are learnt, and colours from the others."""
+        turned = turned[:, None].expand_as(labels.covered)[labels.covered]
         slots = self.slots(self.norm(hidden[labels.covered])).unflatten(-1, (6, -1))
         colour = slots[:, 0] @ embeddings[self.colours].T
         shape = slots[:, 1] @ embeddings[self.shapes].T
         numbers = slots[:, 2:] @ embeddings[self.numbers].T
         target = soft_numbers(labels.box[labels.covered] * 100.0)
         return (
-            F.cross_entropy(colour, labels.colour[labels.covered])
-            + F.cross_entropy(shape, labels.shape[labels.covered])
+            F.cross_entropy(colour[~turned], labels.colour[labels.covered][~turned])
+            + F.cross_entropy(shape[turned], labels.shape[labels.covered][turned])
             - (target * numbers.log_softmax(-1)).sum(-1).sum(-1).mean()
         )
 
@@ -102,15 +106,18 @@ class LanguageSettings:
 
 @torch.no_grad()
 def image_features(tower: nn.Module, data: Dataset, log: Log, batch: int = 128) -> torch.Tensor:
-    """(n, 48, dim) bfloat16: what a frozen tower says of every image, computed once."""
-    out = []
+    """(2, n, 48, dim) bfloat16: what a frozen tower says of every image as it is, and recoloured, computed once."""
+    out: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    rng = np.random.default_rng(0)
     for k in range(0, len(data), batch):
-        pixels, grid = to_patches(data.rgb[k : k + batch])
-        with torch.autocast("cpu", torch.bfloat16):
-            out.append(encode_batch(tower, pixels, grid).reshape(len(grid), N_TOKENS, -1).bfloat16())
+        rgb = data.rgb[k : k + batch]
+        for variant, images in zip(out, (rgb, recoloured(rgb, rng)), strict=True):
+            pixels, grid = to_patches(images)
+            with torch.autocast("cpu", torch.bfloat16):
+                variant.append(encode_batch(tower, pixels, grid).reshape(len(grid), N_TOKENS, -1).bfloat16())
         if k // batch % 20 == 0:
-            log(k + len(grid), {})
-    return torch.cat(out)
+            log(k + len(rgb), {})
+    return torch.stack([torch.cat(variant) for variant in out])
 
 
 def train_language(
@@ -145,9 +152,11 @@ def train_language(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings.steps, settings.lr)
         seen = [data.seen[i] for i in pick]
-        batch = collate(tokenizer, [draw_talk(rng, s) for s in seen])
-        labels = dense_labels(data.tokens[pick], seen)
-        loss, figures = language_loss(model, reader, batch, features[pick].float(), labels)
+        turned = np.arange(settings.batch) < settings.batch // 3
+        talks = [(draw_talk_of_shapes if t else draw_talk)(rng, s) for t, s in zip(turned, seen, strict=True)]
+        batch, labels = collate(tokenizer, talks), dense_labels(data.tokens[pick], seen)
+        image = features[turned.astype(int), pick].float()
+        loss, figures = language_loss(model, reader, batch, image, labels, torch.from_numpy(turned))
         optimizer.zero_grad()
         loss.backward()
         update(optimizer, params, out, step)
@@ -164,8 +173,9 @@ def language_loss(
     batch: Batch,
     image: torch.Tensor,
     labels: DenseLabels,
+    turned: torch.Tensor,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Answer loss plus the reader's, for image embeddings (b, 48, dim)."""
+    """Answer loss plus the reader's, for image embeddings (b, 48, dim), those of recoloured images ``turned`` (b,)."""
     embeddings = model.get_input_embeddings().weight
     embeds = F.embedding(batch.ids, embeddings).masked_scatter(batch.image[..., None], image)
     with torch.autocast("cpu", torch.bfloat16):
@@ -179,7 +189,7 @@ def language_loss(
     first = batch.finding[:, 1:]
     finding, found = finding_loss(logits.float()[first[on]], target[first], reader.numbers)
     hidden = out.hidden_states[BOX_LAYER].float()[batch.image].reshape(len(batch.ids), N_TOKENS, -1)
-    read = reader.loss(hidden, labels, embeddings)
+    read = reader.loss(hidden, labels, embeddings, turned)
     loss = answer + FINDING * finding / on.sum() + 0.1 * read
     return loss, figures | {"found": found, "answer": answer.item(), "read": read.item()}
 

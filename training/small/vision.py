@@ -39,6 +39,8 @@ from training.small.images import (
 
 Log = Callable[[int, dict[str, float]], None]
 
+TURNED = 0.75  # share of the images with other colours: shapes are learnt much more slowly than colours
+
 
 class DenseHead(nn.Module):
     """Reads an image token's embedding (…, dim): covered or not, colour, shape, box relative to the token."""
@@ -69,8 +71,22 @@ def recoloured(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     along = np.full((3, 3), 1 / 3)
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     turn = along + depth * (np.cos(angle) * (np.eye(3) - along) + np.sin(angle) * cross)
-    turned = np.einsum("bij,bhwj->bhwi", turn.astype(np.float32), rgb.astype(np.float32))
-    return np.rint(turned.clip(0, 255)).astype(np.uint8)
+    turned = rgb.reshape(b, -1, 3).astype(np.float32) @ turn.astype(np.float32).swapaxes(1, 2)
+    return np.rint(turned.clip(0, 255)).astype(np.uint8).reshape(rgb.shape)
+
+
+def draw_views(
+    data: Dataset, pick: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], DenseLabels, NDArray[np.bool_]]:
+    """The picked images (b, h, w, 3), half of them mirrored and the first of them recoloured; their labels; which are
+    recoloured (b,)."""
+    turned, mirrored = np.arange(len(pick)) < len(pick) * TURNED, rng.random(len(pick)) < 0.5
+    rgb, items = data.rgb[pick], data.tokens[pick]
+    rgb[turned] = recoloured(rgb[turned], rng)
+    rgb[mirrored], items[mirrored] = rgb[mirrored, :, ::-1], items[mirrored, :, ::-1]
+    labels = dense_labels(items, [data.seen[i] for i in pick])
+    labels.box[mirrored, :, 0] = 1.0 - labels.box[mirrored, :, 0]
+    return rgb, labels, turned
 
 
 def dense_loss(
@@ -166,16 +182,12 @@ def pretrain_vision(
     began = time.monotonic()
     for step in range(start, steps):
         rng = np.random.default_rng([seed, step])
-        pick = rng.integers(0, len(data), batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr)
-        turned = np.arange(batch) < batch // 2
-        rgb = data.rgb[pick]
-        rgb[turned] = recoloured(rgb[turned], rng)
+        rgb, labels, turned = draw_views(data, rng.integers(0, len(data), batch), rng)
         pixels, grid = to_patches(rgb)
         with torch.autocast("cpu", torch.bfloat16):
             tokens = encode_batch(tower, pixels, grid)
-        labels = dense_labels(data.tokens[pick], [data.seen[i] for i in pick])
         tokens = tokens.float().reshape(batch, N_TOKENS, -1)
         loss, figures = dense_loss(head, tokens, labels, torch.from_numpy(turned))
         optimizer.zero_grad()
