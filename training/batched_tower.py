@@ -18,8 +18,8 @@ def encode_batch(tower: Any, pixels: torch.Tensor, grid: torch.Tensor) -> torch.
     n = int(one.prod())
     unit = tower.spatial_merge_unit
     index, bounds = tower.get_window_index(one)
-    order = torch.as_tensor(index)
-    window_of = torch.zeros(n, dtype=torch.long)
+    order = torch.as_tensor(index, device=pixels.device)
+    window_of = torch.zeros(n, dtype=torch.long, device=pixels.device)
     for k, start in enumerate(sorted(set(bounds))):
         window_of[start:] = k
     same_window = window_of[:, None] == window_of[None]

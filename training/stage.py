@@ -122,7 +122,7 @@ def common_arguments(out: Path, seed: int, save_every: int) -> dict[str, Any]:
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: expected 0 to {2**32 - 1}")
-    gpu = torch.cuda.is_available()
+    gpu, processes = torch.cuda.is_available(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
         launch = "accelerate launch --config_file training/configs/fsdp.yaml -m edge.cli train ..."
         raise UserError(f"several GPUs are visible: start with {launch}, or show one with CUDA_VISIBLE_DEVICES=0")
@@ -142,7 +142,7 @@ def common_arguments(out: Path, seed: int, save_every: int) -> dict[str, Any]:
         "use_cpu": not gpu,
         "bf16": True,
         "gradient_checkpointing": gpu,
-        "dataloader_num_workers": 4 if gpu else 0,
+        "dataloader_num_workers": max(1, min(16, (os.cpu_count() or 1) // processes)) if gpu else 0,
         "dataloader_pin_memory": gpu,
         "remove_unused_columns": False,
     }

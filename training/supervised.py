@@ -147,7 +147,7 @@ def train(settings: Settings, console: Console) -> Path | None:
         examples = stage.read_examples(s.data, s.out, console)
         stage.start_run(s.out, _record(s, len(examples)), s.resume_from)
     model = load_model(s.model, torch.bfloat16 if gpu and s.lora else torch.float32)
-    if not gpu:
+    if s.freeze_vision or not gpu:  # on a GPU, a tower that is trained keeps Transformers' gradient checkpointing
         batch_vision(model)
     if s.freeze_vision:
         model.model.visual.requires_grad_(False)

@@ -80,7 +80,7 @@ def test_patches_are_those_of_the_transformers_image_processor(data) -> None:
 
     processor = Qwen2VLImageProcessor(min_pixels=224 * 168, max_pixels=224 * 168)
     want = processor(images=list(data.rgb[:3]), return_tensors="pt")
-    pixels, grid = to_patches(data.rgb[:3])
+    pixels, grid = to_patches(torch.from_numpy(data.rgb[:3]))
     torch.testing.assert_close(pixels, want["pixel_values"], atol=1e-5, rtol=0)
     assert torch.equal(grid, want["image_grid_thw"])
 
@@ -148,7 +148,8 @@ def test_what_is_found_is_judged_by_all_boxes_together() -> None:
 
 def test_a_mirrored_image_has_mirrored_labels(data) -> None:
     pick = np.arange(len(data))
-    rgb, labels, turned = draw_views(data, pick, np.random.default_rng(0))
+    views = draw_views(data, pick, np.random.default_rng(0))
+    rgb, labels, turned = views.rgb.numpy(), views.labels, views.turned.numpy()
     straight = dense_labels(data.tokens, data.seen)
     seen = set()
     for k in pick[~turned]:
@@ -175,7 +176,7 @@ def test_turned_colours_keep_brightness_and_grey(data) -> None:
 
 
 def test_the_batched_tower_says_what_transformers_says(model, data) -> None:
-    pixels, grid = to_patches(data.rgb[:3])
+    pixels, grid = to_patches(torch.from_numpy(data.rgb[:3]))
     with torch.no_grad():
         torch.testing.assert_close(
             encode_batch(model.model.visual, pixels, grid), model.model.visual(pixels, grid), atol=1e-5, rtol=0
@@ -232,10 +233,10 @@ def test_training_resumes_and_ends_in_a_folder_that_transformers_loads(file: Pat
         return lambda *args, **kwargs: function(*args, **{**kwargs, **fixed})
 
     pretrain = training.small.vision.pretrain_vision
-    monkeypatch.setattr(training.small.base, "pretrain_vision", small(pretrain, batch=4, save_every=2))
+    monkeypatch.setattr(training.small.base, "pretrain_vision", small(pretrain, save_every=2))
     settings_of = training.small.base.LanguageSettings
-    monkeypatch.setattr(training.small.base, "LanguageSettings", small(settings_of, batch=4, save_every=2))
-    recipe = Recipe(vision_steps=2, language_steps=4)
+    monkeypatch.setattr(training.small.base, "LanguageSettings", small(settings_of, save_every=2))
+    recipe = Recipe(vision_steps=2, language_steps=4, batch=4)
     seen: list[tuple[str, int]] = []
 
     class Cut(Exception):

@@ -34,10 +34,11 @@ Log = Callable[[str, int, int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimizer steps of each stage, at 64 images a step."""
+    """Optimizer steps of each stage, and images a step."""
 
     vision_steps: int = 4000
     language_steps: int = 1800
+    batch: int = 256
     seed: int = 0
 
 
@@ -69,6 +70,7 @@ def train_base(data_file: Path, out: Path, recipe: Recipe, log: Log) -> Path:
         out / "vision.pt",
         steps=recipe.vision_steps,
         log=stage("vision", recipe.vision_steps),
+        batch=recipe.batch,
         seed=recipe.seed,
     )
     model.model.visual.eval()
@@ -77,7 +79,7 @@ def train_base(data_file: Path, out: Path, recipe: Recipe, log: Log) -> Path:
         tokenizer,
         data,
         out / "language.pt",
-        LanguageSettings(recipe.language_steps, seed=recipe.seed),
+        LanguageSettings(recipe.language_steps, recipe.batch, seed=recipe.seed),
         stage("language", recipe.language_steps),
         _features(out, model, data, stage("features", len(data))),
     )

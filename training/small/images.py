@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -54,18 +56,24 @@ def load_dataset(file: Path, log: Callable[[int, int], None] = lambda done, all:
     rgb = np.empty((len(items), HEIGHT_PX, WIDTH_PX, 3), np.uint8)
     tokens = np.empty((len(items), *CELLS), np.int8)
     seen = []
-    for k, item in enumerate(items):
-        image = read_image(file.parent / item.image)
+
+    def load(k: int) -> tuple[Seen, ...]:
+        image = read_image(file.parent / items[k].image)
         try:
-            mask = read_image(file.parent / item.more["mask"])[:, :, 0]
-            seen.append(seen_from_json(item.more["seen"]))
+            mask = read_image(file.parent / items[k].more["mask"])[:, :, 0]
+            found = seen_from_json(items[k].more["seen"])
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{file}: item {k} lacks mask or seen; make it with vlar1 data sim") from None
         if image.shape != rgb.shape[1:] or mask.shape != image.shape[:2]:
             raise UserError(f"{file}: the image of item {k} is not {WIDTH_PX}x{HEIGHT_PX}; make it with vlar1 data sim")
-        rgb[k], tokens[k] = image, tokens_of(mask, len(seen[-1]))
-        if (k + 1) % 100 == 0 or k + 1 == len(items):
-            log(k + 1, len(items))
+        rgb[k], tokens[k] = image, tokens_of(mask, len(found))
+        return found
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for one in pool.map(load, range(len(items))):
+            seen.append(one)
+            if len(seen) % 100 == 0 or len(seen) == len(items):
+                log(len(seen), len(items))
     return Dataset(rgb, tokens, seen)
 
 
@@ -76,14 +84,14 @@ def tokens_of(mask: NDArray[np.uint8], n_items: int) -> NDArray[np.int8]:
     return np.where(counts.max(-1) >= MIN_VISIBLE_PX, counts.argmax(-1), -1).astype(np.int8)
 
 
-def to_patches(rgb: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(b, 168, 224, 3) uint8 -> ``pixel_values`` (b * 192, 1176) float32 and ``image_grid_thw`` (b, 3).
+def to_patches(rgb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(b, 168, 224, 3) uint8 -> ``pixel_values`` (b * 192, 1176) float32 there and ``image_grid_thw`` (b, 3).
 
     The same numbers as `edge.preprocess` gives for one image of this size (no resize needed), batched for training.
     """
     b = len(rgb)
-    x = torch.from_numpy(rgb).float().div_(255.0)
-    x = (x - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
+    x = rgb.float().div_(255.0)
+    x = (x - torch.tensor(IMAGE_MEAN, device=x.device)) / torch.tensor(IMAGE_STD, device=x.device)
     x = x.reshape(b, CELLS[0], MERGE, PATCH, CELLS[1], MERGE, PATCH, 3)
     x = x.permute(0, 1, 4, 2, 5, 7, 3, 6)  # b, cell row, cell column, row in cell, column in cell, channel, y, x
     x = x.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, 2, -1, -1)  # the temporal patch: a still image twice
@@ -99,6 +107,10 @@ class DenseLabels:
     colour: torch.Tensor
     shape: torch.Tensor
     box: torch.Tensor
+
+    def to(self, device: torch.device) -> DenseLabels:
+        """The same labels on ``device``."""
+        return DenseLabels(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def dense_labels(tokens: NDArray[np.int8], seen: list[tuple[Seen, ...]]) -> DenseLabels:

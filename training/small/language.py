@@ -16,6 +16,7 @@ from training.batched_tower import encode_batch
 from training.small.grounding import draw_talk, draw_talk_of_shapes
 from training.small.images import COLOUR_NAMES, N_TOKENS, SHAPE_NAMES, Dataset, DenseLabels, dense_labels, to_patches
 from training.small.sequences import IGNORE, Batch, collate
+from training.small.steps import ahead, device
 from training.small.tokenizer import NUMBERS
 from training.small.vision import Log, learning_rate, load_state, recoloured, save_state, update
 
@@ -69,7 +70,7 @@ class TokenReader(nn.Module):
 
 def soft_numbers(hundredths: torch.Tensor) -> torch.Tensor:
     """(…,) values in hundredths -> (…, 101) a narrow Gaussian over the number tokens around each."""
-    bins = torch.arange(len(NUMBERS), dtype=torch.float32)
+    bins = torch.arange(len(NUMBERS), dtype=torch.float32, device=hundredths.device)
     return (-0.5 * ((bins - hundredths[..., None]) / NUMBER_SIGMA) ** 2).softmax(-1)
 
 
@@ -77,8 +78,8 @@ def answer_loss(
     logits: torch.Tensor, labels: torch.Tensor, number_ids: list[int]
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy of answer tokens (n, vocab), (n,); a number against a narrow Gaussian over its neighbours."""
-    value = torch.full((logits.shape[1],), -1.0)
-    value[number_ids] = torch.arange(len(number_ids), dtype=torch.float32)
+    value = torch.full((logits.shape[1],), -1.0, device=logits.device)
+    value[number_ids] = torch.arange(len(number_ids), dtype=torch.float32, device=logits.device)
     wanted = value[labels]
     is_number = wanted >= 0
     log_p = logits.log_softmax(-1)
@@ -96,6 +97,16 @@ def answer_loss(
 
 
 @dataclass(frozen=True)
+class _Lesson:
+    """Which images (b,), which of them recoloured (b,), what is said of them and their labels."""
+
+    pick: torch.Tensor
+    turned: torch.Tensor
+    talk: Batch
+    labels: DenseLabels
+
+
+@dataclass(frozen=True)
 class LanguageSettings:
     steps: int
     batch: int = 64
@@ -108,13 +119,13 @@ class LanguageSettings:
 def image_features(tower: nn.Module, data: Dataset, log: Log, batch: int = 128) -> torch.Tensor:
     """(2, n, 48, dim) bfloat16: what a frozen tower says of every image as it is, and recoloured, computed once."""
     out: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    rng = np.random.default_rng(0)
+    rng, where = np.random.default_rng(0), device()
     for k in range(0, len(data), batch):
         rgb = data.rgb[k : k + batch]
         for variant, images in zip(out, (rgb, recoloured(rgb, rng)), strict=True):
-            pixels, grid = to_patches(images)
-            with torch.autocast("cpu", torch.bfloat16):
-                variant.append(encode_batch(tower, pixels, grid).reshape(len(grid), N_TOKENS, -1).bfloat16())
+            pixels, grid = to_patches(torch.from_numpy(images).to(where))
+            with torch.autocast(where.type, torch.bfloat16):
+                variant.append(encode_batch(tower, pixels, grid).reshape(len(grid), N_TOKENS, -1).bfloat16().cpu())
         if k // batch % 20 == 0:
             log(k + len(rgb), {})
     return torch.stack([torch.cat(variant) for variant in out])
@@ -135,7 +146,10 @@ def train_language(
         features: of `image_features`.
     """
     torch.manual_seed(settings.seed)
-    reader = TokenReader(model.config.text_config.hidden_size, tokenizer)
+    where = device()
+    module: nn.Module = model
+    module.to(where)
+    reader = TokenReader(model.config.text_config.hidden_size, tokenizer).to(where)
     params = [*model.model.language_model.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(params, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.03)
     start = 0
@@ -146,17 +160,22 @@ def train_language(
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     began = time.monotonic()
-    for step in range(start, settings.steps):
+
+    def draw(step: int) -> _Lesson:
         rng = np.random.default_rng([settings.seed, step])
         pick = rng.integers(0, len(data), settings.batch)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings.steps, settings.lr)
         seen = [data.seen[i] for i in pick]
         turned = np.arange(settings.batch) < settings.batch // 3
         talks = [(draw_talk_of_shapes if t else draw_talk)(rng, s) for t, s in zip(turned, seen, strict=True)]
-        batch, labels = collate(tokenizer, talks), dense_labels(data.tokens[pick], seen)
-        image = features[turned.astype(int), pick].float()
-        loss, figures = language_loss(model, reader, batch, image, labels, torch.from_numpy(turned))
+        labels = dense_labels(data.tokens[pick], seen)
+        return _Lesson(torch.from_numpy(pick), torch.from_numpy(turned), collate(tokenizer, talks), labels)
+
+    for step, lesson in enumerate(ahead(draw, start, settings.steps), start):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings.steps, settings.lr)
+        image = features[lesson.turned.long(), lesson.pick].to(where).float()
+        turned = lesson.turned.to(where)
+        loss, figures = language_loss(model, reader, lesson.talk.to(where), image, lesson.labels.to(where), turned)
         optimizer.zero_grad()
         loss.backward()
         update(optimizer, params, out, step)
@@ -178,7 +197,7 @@ def language_loss(
     """Answer loss plus the reader's, for image embeddings (b, 48, dim), those of recoloured images ``turned`` (b,)."""
     embeddings = model.get_input_embeddings().weight
     embeds = F.embedding(batch.ids, embeddings).masked_scatter(batch.image[..., None], image)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(image.device.type, torch.bfloat16):
         out = model.model.language_model(
             inputs_embeds=embeds, position_ids=batch.positions, use_cache=False, output_hidden_states=True
         )
@@ -202,6 +221,6 @@ def finding_loss(logits: torch.Tensor, labels: torch.Tensor, number_ids: list[in
     """
     log_p = logits.log_softmax(-1)
     box = log_p[:, number_ids].logsumexp(-1)
-    has_box = torch.isin(labels, torch.tensor(number_ids))
+    has_box = torch.isin(labels, torch.tensor(number_ids, device=labels.device))
     said = torch.where(has_box, box, log_p.gather(1, labels[:, None])[:, 0])
     return -said.sum(), (said > np.log(0.5)).float().mean().item() if len(labels) else 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ class Batch:
     positions: torch.Tensor
     image: torch.Tensor
     finding: torch.Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same conversations on ``device``."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)

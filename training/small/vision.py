@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from training.small.images import (
     dense_labels,
     to_patches,
 )
+from training.small.steps import ahead, device
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -57,8 +59,8 @@ class DenseHead(nn.Module):
 
 def relative_boxes(box: torch.Tensor) -> torch.Tensor:
     """Normalized boxes (b, 48, 4) relative to their token: offset of the centre and size, in token sizes."""
-    scale = torch.tensor([CELLS[1], CELLS[0]], dtype=torch.float32)
-    return torch.cat([(box[..., :2] - cell_centres()) * scale, box[..., 2:] * scale], -1)
+    scale = torch.tensor([CELLS[1], CELLS[0]], dtype=torch.float32, device=box.device)
+    return torch.cat([(box[..., :2] - cell_centres().to(box.device)) * scale, box[..., 2:] * scale], -1)
 
 
 def recoloured(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -75,18 +77,24 @@ def recoloured(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     return np.rint(turned.clip(0, 255)).astype(np.uint8).reshape(rgb.shape)
 
 
-def draw_views(
-    data: Dataset, pick: NDArray[np.int64], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], DenseLabels, NDArray[np.bool_]]:
-    """The picked images (b, h, w, 3), half of them mirrored and the first of them recoloured; their labels; which are
-    recoloured (b,)."""
+@dataclass(frozen=True)
+class Views:
+    """Images (b, h, w, 3) uint8, their labels, and which of them have other colours, (b,) bool."""
+
+    rgb: torch.Tensor
+    labels: DenseLabels
+    turned: torch.Tensor
+
+
+def draw_views(data: Dataset, pick: NDArray[np.int64], rng: np.random.Generator) -> Views:
+    """The picked images, half of them mirrored and the first of them recoloured."""
     turned, mirrored = np.arange(len(pick)) < len(pick) * TURNED, rng.random(len(pick)) < 0.5
     rgb, items = data.rgb[pick], data.tokens[pick]
     rgb[turned] = recoloured(rgb[turned], rng)
     rgb[mirrored], items[mirrored] = rgb[mirrored, :, ::-1], items[mirrored, :, ::-1]
     labels = dense_labels(items, [data.seen[i] for i in pick])
     labels.box[mirrored, :, 0] = 1.0 - labels.box[mirrored, :, 0]
-    return rgb, labels, turned
+    return Views(torch.from_numpy(rgb), labels, torch.from_numpy(turned))
 
 
 def dense_loss(
@@ -126,7 +134,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
 def load_state(path: Path) -> Any:
     """What a stage saved. Raises UserError for a damaged file."""
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch and its unpickler raise many kinds
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to begin its stage anew") from None
 
@@ -169,7 +177,9 @@ def pretrain_vision(
         log: called every ten steps with the step and its figures.
     """
     torch.manual_seed(seed)
-    head = DenseHead(tower.config.out_hidden_size)  # type: ignore[union-attr,arg-type]
+    where = device()
+    tower.to(where)
+    head = DenseHead(tower.config.out_hidden_size).to(where)  # type: ignore[union-attr,arg-type]
     params = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     start = 0
@@ -180,16 +190,19 @@ def pretrain_vision(
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     began = time.monotonic()
-    for step in range(start, steps):
+
+    def draw(step: int) -> Views:
         rng = np.random.default_rng([seed, step])
+        return draw_views(data, rng.integers(0, len(data), batch), rng)
+
+    for step, views in enumerate(ahead(draw, start, steps), start):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr)
-        rgb, labels, turned = draw_views(data, rng.integers(0, len(data), batch), rng)
-        pixels, grid = to_patches(rgb)
-        with torch.autocast("cpu", torch.bfloat16):
+        pixels, grid = to_patches(views.rgb.to(where))
+        with torch.autocast(where.type, torch.bfloat16):
             tokens = encode_batch(tower, pixels, grid)
         tokens = tokens.float().reshape(batch, N_TOKENS, -1)
-        loss, figures = dense_loss(head, tokens, labels, torch.from_numpy(turned))
+        loss, figures = dense_loss(head, tokens, views.labels.to(where), views.turned.to(where))
         optimizer.zero_grad()
         loss.backward()
         update(optimizer, params, out, step)
