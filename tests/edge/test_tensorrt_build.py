@@ -217,6 +217,21 @@ def test_what_tensorrt_refuses_is_told_in_one_line(bundle: Bundle, tmp_path: Pat
         one_line(at)
 
 
+def test_what_is_built_on_a_gpu_is_built_for_its_capability(bundle: Bundle, tmp_path: Path) -> None:
+    def header(target: Target) -> bytes:
+        """Which capabilities the engine says it is for, among other things; its size is not in it."""
+        with Progress(disable=True) as progress:
+            engine = bytes(build.build_one(rtx, plan.graph_path(bundle, HEAD), shapes, target, progress, tmp_path))
+        return engine[28:44]
+
+    shapes = build.profiles(bundle, HEAD, 128)
+    turing = header(Target("tensorrt_rtx", rtx.__version__, ("7.5",), "NVIDIA GeForce RTX 2080"))
+    assert turing == header(module.ahead_of_time(["SM75"])) != header(module.ahead_of_time(["SM86"]))
+    with pytest.raises(UserError, match=r"builds for .*SM89.*, not for SM90 \(NVIDIA H100\); install") as refusal:
+        header(Target("tensorrt_rtx", rtx.__version__, ("9.0",), "NVIDIA H100"))
+    one_line(refusal)
+
+
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
 def test_tensorrt_itself_keeps_its_measurements_for_the_next_build(bundle: Bundle, tmp_path: Path) -> None:
     # The same bindings under the other name; what is built is still for another machine.

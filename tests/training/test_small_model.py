@@ -26,6 +26,7 @@ from training.small.images import CELLS, N_TOKENS, SHAPE_NAMES, cell_centres, de
 from training.small.language import finding_loss
 from training.small.model import new_model
 from training.small.sequences import IGNORE, collate
+from training.small.steps import ahead
 from training.small.tokenizer import NUMBERS, token_id, train_tokenizer
 from training.small.vision import draw_views, load_state, pretrain_vision, recoloured, relative_boxes, save_state
 
@@ -195,6 +196,22 @@ def test_dense_labels_point_from_the_token_to_the_item(data) -> None:
     on = labels.covered[0]
     pairs = zip(labels.colour[0][on].tolist(), labels.shape[0][on].tolist(), strict=True)
     assert {(COLOUR_NAMES[c], SHAPE_NAMES[s]) for c, s in pairs} <= names
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_batches_made_ahead_are_those_of_their_steps(data, monkeypatch, where: str) -> None:
+    monkeypatch.setattr("training.small.steps.device", lambda: torch.device(where))  # beside a GPU, by processes
+
+    def draw(step: int):
+        rng = np.random.default_rng(step)
+        return draw_views(data, rng.integers(0, len(data), 4), rng)
+
+    made = list(ahead(draw, 3, 9))
+    assert len(made) == 6
+    for step, views in enumerate(made, 3):
+        want = draw(step)
+        assert torch.equal(views.rgb, want.rgb) and torch.equal(views.turned, want.turned)
+        assert torch.equal(views.labels.box, want.labels.box)
 
 
 def test_a_gradient_that_is_not_finite_changes_and_saves_nothing(data, tokenizer, tmp_path: Path) -> None:

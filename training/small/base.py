@@ -36,8 +36,8 @@ Log = Callable[[str, int, int, dict[str, float]], None]
 class Recipe:
     """Optimizer steps of each stage, and images a step."""
 
-    vision_steps: int = 4000
-    language_steps: int = 1800
+    vision_steps: int = 2400
+    language_steps: int = 1500
     batch: int = 256
     seed: int = 0
 

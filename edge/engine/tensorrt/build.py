@@ -15,7 +15,7 @@ from drivers.errors import UserError
 from edge.engine.bundle import Bundle
 from edge.engine.tensorrt import plan as plans
 from edge.engine.tensorrt.layout import HEAD, HEAD_NUMBERS, HEAD_ROWS, LANGUAGE, PREFILL_BLOCK, STEP_BLOCK
-from edge.engine.tensorrt.module import RTX, Log, installed
+from edge.engine.tensorrt.module import RTX, Log, capabilities, installed
 from edge.engine.tensorrt.plan import Plan, Target
 
 # Kernels and bookkeeping beside the weights, in an engine file.
@@ -93,8 +93,13 @@ def build_one(trt: Any, graph: Path, shapes: list[Shapes], target: Target, progr
         cache: folder of the timing cache, which spares a rebuild most of its measurements.
 
     Raises:
-        UserError: TensorRT refuses the graph, with its first reason.
+        UserError: TensorRT refuses the graph, with its first reason, or has nothing for the target.
     """
+    if trt.__name__ == RTX and not set(target.sm) <= set(capabilities(trt)):
+        raise UserError(
+            f"{RTX} {trt.__version__} builds for {', '.join(capabilities(trt))}, not for {' '.join(target.sm)} "
+            f"({target.gpu}); install NVIDIA's tensorrt"
+        )
     logger = Log(trt)
     builder = trt.Builder(logger.log)
     # TensorRT 10 asks for strong typing; where nothing else is left, the flag may be gone.
@@ -107,7 +112,7 @@ def build_one(trt: Any, graph: Path, shapes: list[Shapes], target: Target, progr
         raise _refused(trt, graph, logger)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 where the graph says so
-    if target.gpu is None:
+    if trt.__name__ == RTX:  # left to itself it builds for every GPU that it knows, but not for Turing's
         config.num_compute_capabilities = len(target.sm)
         for i, name in enumerate(target.sm):
             config.set_compute_capability(getattr(trt.ComputeCapability, name), i)

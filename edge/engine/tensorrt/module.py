@@ -42,7 +42,7 @@ def ahead_of_time(names: Sequence[str]) -> Target:
         UserError: tensorrt_rtx is not installed, or does not build for it.
     """
     trt: Any = installed((RTX,))[0]
-    known = [member for member in trt.ComputeCapability.__members__ if member.startswith("SM")]
+    known = capabilities(trt)
     for name in names:
         if name.upper() not in known:
             raise UserError(
@@ -51,6 +51,11 @@ def ahead_of_time(names: Sequence[str]) -> Target:
             )
     digits = sorted({int(name.upper().removeprefix("SM")) for name in names})
     return Target(RTX, trt.__version__, tuple(f"{n // 10}.{n % 10}" for n in digits), None)
+
+
+def capabilities(trt: Any) -> list[str]:
+    """Those that tensorrt_rtx builds for, ``SM86`` and so on. Data centre GPUs' are not among all of its versions'."""
+    return [member for member in trt.ComputeCapability.__members__ if member.startswith("SM")]
 
 
 class Log:
