@@ -39,13 +39,20 @@ class Sessions:
     """Opens graphs of one bundle, all with the same providers and settings."""
 
     def __init__(self, bundle: Bundle, threads: int, providers: Sequence[str]) -> None:
-        """Raises UserError where this build of ONNX Runtime lacks a provider."""
+        """Raises UserError where this build of ONNX Runtime lacks a provider, or one does not take the bundle."""
         self._bundle, self.providers = bundle, tuple(providers)
         for name in providers:
             if name not in ort.get_available_providers():
                 raise UserError(
                     f"engine: this onnxruntime has no {name}, only {', '.join(ort.get_available_providers())}; "
                     "install the build for your hardware, for example onnxruntime-gpu"
+                )
+            if name in DEVICES and bundle.quantization != "fp16":
+                # Its attention has no float32. ONNX Runtime leaves that to the processor, on copies: what it writes
+                # into the cache there is lost, and answers come out wrong (seen on an H200) without an error.
+                raise UserError(
+                    f"bundle {bundle.path}: is {bundle.quantization}, and {name} takes fp16 alone; "
+                    "export it with --quant fp16"
                 )
         self._options = ort.SessionOptions()
         self._options.intra_op_num_threads = threads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -345,6 +346,11 @@ def test_a_provider_that_does_not_load_is_refused_in_one_line(bundle: Bundle, mo
     """ONNX Runtime goes on without it; here its list of providers promises one that no session ever gets."""
     promised = [*ort.get_available_providers(), "CUDAExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: promised)
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     with pytest.raises(UserError, match="CUDAExecutionProvider is in this onnxruntime but did not load") as raised:
-        OnnxEngine(bundle, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+        OnnxEngine(replace(bundle, quantization="fp16"), providers=both)
+    assert "\n" not in str(raised.value)
+    # With any other bundle a part of each layer would run on the processor, beside the cache.
+    with pytest.raises(UserError, match="is fp32, and CUDAExecutionProvider takes fp16 alone; export") as raised:
+        OnnxEngine(bundle, providers=both)
     assert "\n" not in str(raised.value)
