@@ -11,7 +11,7 @@ from drivers.sim.scene import COLOURS, CONTAINERS, OBJECTS
 from edge.contract import Affordance, Answer, Task, Trajectory
 from training.data.labels import Box, Seen
 from training.data.splits import HELD_OUT_PAIRS, Split
-from training.data.words import ask
+from training.data.words import ask, unknown_name
 
 POINTS = 5
 IN_THE_WAY = 0.07  # image widths: an item whose centre is nearer to a path than this lies under it
@@ -112,9 +112,9 @@ def draw_question(rng: np.random.Generator, seen: tuple[Seen, ...], split: Split
     nowhere = missing and task == "trajectory" and rng.random() < 0.5
     present = by_name[target]
     if nowhere:
-        container = absent_name(rng, seen, CONTAINERS)
+        container = _missing_name(rng, seen, CONTAINERS, split)
     elif missing:
-        target = absent_name(rng, seen, OBJECTS)
+        target = _missing_name(rng, seen, OBJECTS, split)
     named = (target, container) if place else (target,)
     instruction = ask(rng, target, container if place else None, split.new_words)
     if nowhere:
@@ -126,6 +126,12 @@ def draw_question(rng: np.random.Generator, seen: tuple[Seen, ...], split: Split
     else:
         answer = trajectory_answer(seen, present, by_name[container])
     return Question(task, instruction, answer)
+
+
+def _missing_name(rng: np.random.Generator, seen: tuple[Seen, ...], shapes: tuple[str, ...], split: Split) -> str:
+    if split.unknown and rng.random() < split.unknown:
+        return unknown_name(rng, tuple(COLOURS), shapes)
+    return absent_name(rng, seen, shapes)
 
 
 def absent_name(rng: np.random.Generator, seen: tuple[Seen, ...], shapes: tuple[str, ...]) -> str:

@@ -17,11 +17,13 @@ PACKED = Layout(reach_m=(0.11, 0.26), sector_rad=0.85, gap_m=0.004)
 
 @dataclass(frozen=True)
 class Split:
-    """One set. ``number`` seeds its scenes; ``absent`` is the share of questions about things that are not there."""
+    """One set. ``number`` seeds its scenes; ``absent`` is the share of questions about things that are not there, and
+    ``unknown`` the share of those that no scene has."""
 
     name: str
     number: int
     absent: float = 0.0
+    unknown: float = 0.0
     new_pairs: bool = False
     new_camera: bool = False
     clutter: bool = False
@@ -31,7 +33,7 @@ class Split:
 SPLITS: dict[str, Split] = {
     split.name: split
     for split in (
-        Split("train", 1, absent=0.2),
+        Split("train", 1, absent=0.3, unknown=0.6),
         Split("in-domain", 2),
         Split("new-pairs", 3, new_pairs=True),
         Split("new-camera", 4, new_camera=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,6 +50,26 @@ NEW_PLACE: tuple[str, ...] = (
     "would you drop off the {t} at the {c}?",
     "deliver the {t} to the {c}",
 )
+
+# Of things that no scene has. Who is asked for one must say so; and a model that only ever read eight colours and six
+# shapes learns which go together, and names a thing of a pair that is new to it by another pair.
+NO_COLOURS: tuple[str, ...] = (
+    *("pink", "grey", "brown", "golden", "silver", "beige", "violet", "turquoise"),
+    *("striped", "wooden", "shiny", "small", "broken", "heavy"),
+)
+NO_SHAPES: tuple[str, ...] = (
+    *("screwdriver", "spoon", "mug", "pen", "bolt", "sponge", "key", "bottle", "brush", "battery", "fork", "glove"),
+    *("lamp", "coin", "clip", "shoe", "apple", "banana", "phone", "toothbrush", "hammer", "ring", "stone", "pencil"),
+    *("towel", "wrench", "ruler", "plug", "knife", "cable", "card", "cork", "candle", "button", "magnet", "wheel"),
+)
+
+
+def unknown_name(rng: np.random.Generator, colours: Sequence[str], shapes: Sequence[str]) -> str:
+    """A name in which the colour, the shape or both are words for nothing on the table."""
+    which = rng.random()
+    colour = rng.choice(NO_COLOURS if which < 0.5 else colours)
+    shape = rng.choice(NO_SHAPES if not 0.2 < which < 0.5 else shapes)
+    return f"{colour} {shape}"
 
 
 def ask(rng: np.random.Generator, target: str, container: str | None, new: bool = False) -> str:
