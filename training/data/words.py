@@ -55,7 +55,7 @@ NEW_PLACE: tuple[str, ...] = (
 # shapes learns which go together, and names a thing of a pair that is new to it by another pair.
 NO_COLOURS: tuple[str, ...] = (
     *("pink", "grey", "brown", "golden", "silver", "beige", "violet", "turquoise"),
-    *("striped", "wooden", "shiny", "small", "broken", "heavy"),
+    *("striped", "wooden", "maroon", "navy", "teal", "lime"),
 )
 NO_SHAPES: tuple[str, ...] = (
     *("screwdriver", "spoon", "mug", "pen", "bolt", "sponge", "key", "bottle", "brush", "battery", "fork", "glove"),
