@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,7 @@ from training.data.labels import NOTHING, Seen, seen_from_json
 from training.data.scenes import make_scenes
 from training.data.sharegpt import load_image, read_items
 from training.data.splits import HELD_OUT_PAIRS, SPLITS, draw_view
-from training.data.words import NEW_PICK, NEW_PLACE, PICK, PLACE
+from training.data.words import NEW_PICK, NEW_PLACE, NO_COLOURS, NO_SHAPES, PICK, PLACE
 from training.small.images import load_dataset, tokens_of
 
 seeds = st.integers(0, 2**31)
@@ -86,13 +87,18 @@ def test_answers_say_what_the_image_shows(seed: int, seen: tuple[Seen, ...]) -> 
         np.testing.assert_allclose(output.points[-1], end.box[:2], atol=0.0051)
 
 
-@given(seeds, images())
-@settings(max_examples=80, deadline=None)
-def test_what_is_absent_is_named_in_the_question_and_nowhere_in_the_image(seed: int, seen: tuple[Seen, ...]) -> None:
-    question = draw_question(np.random.default_rng(seed), seen, SPLITS["absent"])
-    (name,) = re.findall(r"(\w+ \w+) \[none\]", question.answer.reasoning)
+@given(seeds, images(), st.booleans())
+@settings(max_examples=160, deadline=None)
+def test_what_is_absent_is_named_in_the_question_and_nowhere_in_the_image(
+    seed: int, seen: tuple[Seen, ...], unknown: bool
+) -> None:
+    split = replace(SPLITS["absent"], unknown=float(unknown))
+    question = draw_question(np.random.default_rng(seed), seen, split)
+    (name,) = re.findall(r"\[none\], the (\w+ \w+)", question.answer.reasoning)
     assert question.answer.output is None and name in question.instruction
     assert name not in {s.name for s in seen} and tuple(name.split()) not in HELD_OUT_PAIRS
+    colour, shape = name.split()
+    assert unknown == (colour in NO_COLOURS or shape in NO_SHAPES)
 
 
 def test_an_interrupted_run_keeps_what_it_has_and_ends_the_same(tmp_path: Path) -> None:

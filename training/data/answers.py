@@ -55,6 +55,15 @@ def listing(seen: tuple[Seen, ...], named: Collection[str] = ()) -> str:
     return "; ".join(f"{starred(s.shape)}, {starred(s.colour)} {box_text(s.box)}" for s in in_order)
 
 
+def _pointed_at(seen: Seen) -> str:
+    """An item the instruction named, its box first.
+
+    The stars show which one it is, so the box hangs on no name. Where the name came first, a small model that had never
+    written "red cylinder" had listed it rightly and named another thing in four of ten answers.
+    """
+    return f"{box_text(seen.box)}, the {seen.name}, {_place_name(seen.box)}"
+
+
 def box_text(box: Box) -> str:
     """A box as reasoning has it."""
     return "[" + ", ".join(f"{v:.2f}" for v in box) + "]"
@@ -65,7 +74,7 @@ def affordance_answer(seen: tuple[Seen, ...], target: Seen, named: Collection[st
     near = _nearest(seen, target)
     beside = f" near the {near.name}" if near else ""
     reasoning = (
-        f"I see {listing(seen, named)}. The target is the {with_box(target)}, {_place_name(target.box)}{beside}. "
+        f"I see {listing(seen, named)}. The target is {_pointed_at(target)}{beside}. "
         "I grasp it from above, across its narrow side."
     )
     x, y, width, height = (round(v, 2) for v in target.box)
@@ -78,8 +87,7 @@ def trajectory_answer(seen: tuple[Seen, ...], target: Seen, container: Seen) -> 
     why = f"straight, high above the {under.name} between them" if under else "straight, for nothing lies between them"
     reasoning = (
         f"I see {listing(seen, (target.name, container.name))}. "
-        f"The {with_box(target)}, {_place_name(target.box)}, goes to the "
-        f"{with_box(container)}, {_place_name(container.box)}. I carry it {why}."
+        f"It goes from {_pointed_at(target)}, to {_pointed_at(container)}. I carry it {why}."
     )
     start, end = np.array(target.box[:2]), np.array(container.box[:2])
     points = [start + (end - start) * k / (POINTS - 1) for k in range(POINTS)]
@@ -90,13 +98,13 @@ def absent_answer(
     task: Task, seen: tuple[Seen, ...], name: str, named: Collection[str], target: Seen | None = None
 ) -> Answer:
     """``name`` is not there: what was to be grasped or moved, or where ``target`` was to go."""
-    missing = without_box(name)
+    missing = f"[none], the {name}"
     if task == "affordance":
-        said = f"The target is the {missing}."
+        said = f"The target is {missing}."
     elif target is None:
-        said = f"The {missing} goes nowhere."
+        said = f"It goes from {missing}."
     else:
-        said = f"The {with_box(target)}, {_place_name(target.box)}, goes to the {missing}."
+        said = f"It goes from {_pointed_at(target)}, to {missing}."
     return Answer(f"I see {listing(seen, named)}. {said}", None)
 
 
