@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ _SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+
+
+def pytest_configure() -> None:
+    """A shell starts background jobs with SIGINT ignored, and whatever these start inherits that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _train_tokenizer(path: Path) -> None:
