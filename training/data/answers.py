@@ -27,7 +27,7 @@ class Question:
 
 
 def with_box(seen: Seen) -> str:
-    """An item's name and its box, the same everywhere: naming a thing and giving its box is one habit."""
+    """An item's name and its box, as base training has them."""
     return f"{seen.name} {box_text(seen.box)}"
 
 
