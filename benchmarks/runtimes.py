@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -101,10 +102,12 @@ class Work:
         process.returncode = os.waitstatus_to_exitcode(status)
         return process.returncode, output, time.perf_counter() - start_s, usage.ru_maxrss * 1024
 
-    def last_error(self, runtime: Runtime) -> str:
+    def why_it_ended(self, runtime: Runtime, code: int) -> str:
+        """What a contender's process said last, and the signal that ended it, if one did: then the line is innocent."""
         log = self.folder / f"{runtime.slug}.log"
         lines = log.read_text().strip().splitlines()
-        return f"{lines[-1] if lines else 'no message'} ({log})"
+        by = f"ended by {signal.Signals(-code).name} after: " if code < 0 else ""
+        return f"{by}{lines[-1] if lines else 'no message'} ({log})"
 
 
 def missing(work: Work, runtime: Runtime) -> str | None:
@@ -128,7 +131,7 @@ def prepare(work: Work, runtime: Runtime, console: Console) -> tuple[str | None,
         options = ("--variant", variant) if variant else ()
         code, _, seconds, peak = work.call(runtime, "prepare", str(work.checkpoint), str(model), *options)
         if code:
-            return f"conversion failed: {work.last_error(runtime)}", {}
+            return f"conversion failed: {work.why_it_ended(runtime, code)}", {}
         record.write_text(json.dumps({"prepare_s": seconds, "prepare_peak_bytes": peak}))
     taken: dict[str, float] = json.loads(record.read_text())
     return None, taken
@@ -149,8 +152,8 @@ def measure(
             code, output, _, _ = work.call(runtime, "run", str(work.model(runtime)), *arguments)
             before, bandwidth = bandwidth, read_bandwidth(work.threads)
             if code:
-                reports[runtime.name].append({"error": work.last_error(runtime)})
-                console.print(f"round {turn + 1}: {runtime.name} failed: {work.last_error(runtime)}")
+                reports[runtime.name].append({"error": work.why_it_ended(runtime, code)})
+                console.print(f"round {turn + 1}: {runtime.name} failed: {work.why_it_ended(runtime, code)}")
                 continue
             report = json.loads(output.strip().splitlines()[-1])
             reports[runtime.name].append(report | {"bandwidth": (before, bandwidth), "load_1min": os.getloadavg()[0]})

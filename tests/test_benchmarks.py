@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import runpy
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return vocabulary.from_tiktoken(path), reference
 
 
-@given(text=st.text(max_size=40) | st.from_regex(r"[a-z_]{1,8}\([0-9.]{1,6}, [a-z ]{1,20}\)\n", fullmatch=True))
+# Without special tokens, which the file does not have; hypothesis finds their names in the code and tries them.
+TEXTS = st.text(max_size=40).filter(lambda text: "<|" not in text)
+
+
+@given(text=TEXTS | st.from_regex(r"[a-z_]{1,8}\([0-9.]{1,6}, [a-z ]{1,20}\)\n", fullmatch=True))
 def test_a_tiktoken_file_gives_the_tokenizer_it_was_made_of(trained: tuple[Any, Any], text: str) -> None:
     made, reference = trained
     assert made.encode(text, add_special_tokens=False).ids == reference.encode(text).ids
@@ -175,3 +180,11 @@ def test_runs_at_another_level_of_bandwidth_do_not_count() -> None:
     assert found["times_floor"] == pytest.approx(2.05)
     assert found["total_s"] == pytest.approx(2.27)
     assert runtimes.figures(reports[1:], 82e9) is None
+
+
+def test_a_contender_that_a_signal_ended_is_reported_so(tmp_path: Path) -> None:
+    work = runtimes.Work(tmp_path, 6, 4, sys.executable, 2)
+    runtime = runtimes.PEERS[0]
+    (tmp_path / f"{runtime.slug}.log").write_text("loading\nimage 3\n")
+    assert work.why_it_ended(runtime, -signal.SIGILL).startswith("ended by SIGILL after: image 3 (")
+    assert work.why_it_ended(runtime, 1).startswith("image 3 (")
