@@ -152,8 +152,9 @@ def measure(
             code, output, _, _ = work.call(runtime, "run", str(work.model(runtime)), *arguments)
             before, bandwidth = bandwidth, read_bandwidth(work.threads)
             if code:
-                reports[runtime.name].append({"error": work.why_it_ended(runtime, code)})
-                console.print(f"round {turn + 1}: {runtime.name} failed: {work.why_it_ended(runtime, code)}")
+                why = work.why_it_ended(runtime, code)
+                reports[runtime.name].append({"error": why})
+                console.print(f"round {turn + 1}: {runtime.name} failed: {why}")
                 continue
             report = json.loads(output.strip().splitlines()[-1])
             reports[runtime.name].append(report | {"bandwidth": (before, bandwidth), "load_1min": os.getloadavg()[0]})
