@@ -1,4 +1,4 @@
-"""The robot file (YAML, schema 1): which arm, on which bus, how its counts become angles, where it may rest."""
+"""The robot file (YAML, schema 1): which arm, on which bus, how its counts become angles, what it must never do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from drivers.arm.tables import COUNTS_PER_TURN, MAX_ID, RAD_PER_COUNT
 from drivers.errors import UserError
 
 SCHEMA = 1
+ARM_TYPES = ("feetech", "dynamixel")
+_TOP = ("schema", "name", "model", "arm", "limits", "safety", "rest_rad", "ready_rad")
 SO101_PATH = Path(__file__).parent / "arm" / "so101.yaml"
 """The robot file that ships with the project."""
 
@@ -31,12 +33,59 @@ class Joint:
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """How to reach the arm. ``joints`` are in the order of every joint vector, the gripper last."""
+    """How to reach the arm. ``joints`` are in the order of every joint vector, the gripper last.
+
+    Attributes:
+        type: of its bus, one of `ARM_TYPES`.
+        port: serial device.
+        usb_serial: of the adapter, by which it is found again when it comes back under another name; "" for none known.
+    """
 
     type: str
     port: str
     baudrate: int
+    usb_serial: str
     joints: tuple[Joint, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class MotionLimits:
+    """What no setpoint ever exceeds, (n,) each: rad/s, rad/s^2, rad/s^3."""
+
+    velocity_rad_s: NDArray[np.float64]
+    acceleration_rad_s2: NDArray[np.float64]
+    jerk_rad_s3: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Box:
+    """An axis-aligned box of the base frame, corners in metres."""
+
+    lower_m: tuple[float, float, float]
+    upper_m: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Safety:
+    """When a motion is refused, and when a running one ends in a hold.
+
+    Attributes:
+        command_timeout_s: a motion goes on only while its commander is heard from this often.
+        contact_load: share of the greatest load an arm joint may show for ``contact_time_s``; the gripper may squeeze.
+        max_temperature_c, min_voltage_v: of any servo.
+        table_z_m: height of the table in the base frame; nothing of the arm but its base goes lower.
+        workspace: the tool's tip stays inside.
+        keep_out: nothing of the arm comes into these, by name.
+    """
+
+    command_timeout_s: float
+    contact_load: float
+    contact_time_s: float
+    max_temperature_c: float
+    min_voltage_v: float
+    table_z_m: float
+    workspace: Box
+    keep_out: dict[str, Box]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +95,8 @@ class Robot:
     Attributes:
         path: the robot file.
         model: the MJCF file of the arm.
+        limits: of motion.
+        safety: what is refused, and what ends a motion.
         rest_rad: (n,) folded and supported; torque may be cut there.
         ready_rad: (n,) arm out of the camera's view of the table.
         lower_rad, upper_rad: (n,) joint limits, from the model.
@@ -55,6 +106,8 @@ class Robot:
     name: str
     model: Path
     arm: ArmSpec
+    limits: MotionLimits
+    safety: Safety
     rest_rad: NDArray[np.float64]
     ready_rad: NDArray[np.float64]
     lower_rad: NDArray[np.float64]
@@ -68,12 +121,13 @@ class Robot:
 def load_robot(path: str | Path = SO101_PATH) -> Robot:
     """Read a robot file. Raises UserError naming the file and the field it cannot use."""
     path = Path(path)
-    top = _Fields(path, "", _read_yaml(path), ("schema", "name", "model", "arm", "rest_rad", "ready_rad"))
-    arm_fields = top.mapping("arm", ("type", "port", "baudrate", "joints"))
+    top = _Fields(path, "", _read_yaml(path), _TOP)
+    arm_fields = top.mapping("arm", ("type", "port", "baudrate", "joints"), optional=("usb_serial",))
     arm = ArmSpec(
-        type=arm_fields.one_of("type", ("feetech",)),
+        type=arm_fields.one_of("type", ARM_TYPES),
         port=arm_fields.text("port"),
         baudrate=arm_fields.integer("baudrate", 1, 10_000_000),
+        usb_serial=arm_fields.text("usb_serial") if "usb_serial" in arm_fields.values else "",
         joints=_read_joints(arm_fields),
     )
     model = path.parent / top.text("model")
@@ -83,6 +137,8 @@ def load_robot(path: str | Path = SO101_PATH) -> Robot:
         name=top.text("name"),
         model=model,
         arm=arm,
+        limits=_read_limits(top, arm.joints),
+        safety=_read_safety(top),
         rest_rad=_read_pose(top, "rest_rad", lower_rad, upper_rad),
         ready_rad=_read_pose(top, "ready_rad", lower_rad, upper_rad),
         lower_rad=lower_rad,
@@ -98,11 +154,13 @@ class _Fields:
     where: str
     values: dict[str, Any]
     names: tuple[str, ...]
+    optional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        known = self.names + self.optional
         for name in self.values:
-            if name not in self.names:
-                raise self.error(name, f"is unknown; expected only {', '.join(self.names)}")
+            if name not in known:
+                raise self.error(name, f"is unknown; expected only {', '.join(known)}")
         for name in self.names:
             if name not in self.values:
                 raise self.error(name, "is missing")
@@ -127,11 +185,40 @@ class _Fields:
             raise self.error(name, f"must be a whole number in {low}..{high}, got {value!r}")
         return value
 
-    def mapping(self, name: str, names: tuple[str, ...] | None = None) -> _Fields:
+    def number(self, name: str, low: float, high: float) -> float:
         value = self.values[name]
-        if not isinstance(value, dict) or not value or not all(isinstance(key, str) for key in value):
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise self.error(name, f"must be a number in {low:g}..{high:g}, got {value!r}")
+        return float(value)
+
+    def point(self, name: str) -> tuple[float, float, float]:
+        value = self.values[name]
+        if not isinstance(value, list) or len(value) != 3 or not all(_is_finite(item) for item in value):
+            raise self.error(name, f"must be three numbers in metres, got {value!r}")
+        return float(value[0]), float(value[1]), float(value[2])
+
+    def box(self, name: str) -> Box:
+        corners = self.mapping(name, ("lower_m", "upper_m"))
+        box = Box(corners.point("lower_m"), corners.point("upper_m"))
+        if not all(low < high for low, high in zip(box.lower_m, box.upper_m, strict=True)):
+            raise corners.error("lower_m", f"must be below upper_m in all three, got {box.lower_m} and {box.upper_m}")
+        return box
+
+    def mapping(
+        self,
+        name: str,
+        names: tuple[str, ...] | None = None,
+        optional: tuple[str, ...] = (),
+        may_be_empty: bool = False,
+    ) -> _Fields:
+        value = self.values[name]
+        if not isinstance(value, dict) or not (value or may_be_empty) or not all(isinstance(key, str) for key in value):
             raise self.error(name, f"must be a mapping, got {value!r}")
-        return _Fields(self.path, f"{self.where}{name}.", value, tuple(value) if names is None else names)
+        return _Fields(self.path, f"{self.where}{name}.", value, tuple(value) if names is None else names, optional)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and bool(np.isfinite(value))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -165,6 +252,36 @@ def _read_joints(arm: _Fields) -> tuple[Joint, ...]:
             raise fields.error("id", f"is {joint.id}, which another joint has already")
         joints.append(joint)
     return tuple(joints)
+
+
+def _read_limits(top: _Fields, joints: tuple[Joint, ...]) -> MotionLimits:
+    """One number for all joints, or a mapping with one for each."""
+    names = ("velocity_rad_s", "acceleration_rad_s2", "jerk_rad_s3")
+    fields = top.mapping("limits", names)
+
+    def each(name: str, high: float) -> NDArray[np.float64]:
+        if not isinstance(fields.values[name], dict):
+            return np.full(len(joints), fields.number(name, 1e-3, high))
+        by_joint = fields.mapping(name, tuple(joint.name for joint in joints))
+        return np.array([by_joint.number(joint.name, 1e-3, high) for joint in joints])
+
+    return MotionLimits(each(names[0], 50.0), each(names[1], 1e3), each(names[2], 1e5))
+
+
+def _read_safety(top: _Fields) -> Safety:
+    names = tuple(Safety.__dataclass_fields__)
+    fields = top.mapping("safety", names)
+    keep_out = fields.mapping("keep_out", may_be_empty=True)
+    return Safety(
+        command_timeout_s=fields.number("command_timeout_s", 0.02, 10.0),
+        contact_load=fields.number("contact_load", 0.01, 1.0),
+        contact_time_s=fields.number("contact_time_s", 0.0, 10.0),
+        max_temperature_c=fields.number("max_temperature_c", 20.0, 120.0),
+        min_voltage_v=fields.number("min_voltage_v", 0.0, 60.0),
+        table_z_m=fields.number("table_z_m", -5.0, 5.0),
+        workspace=fields.box("workspace"),
+        keep_out={name: keep_out.box(name) for name in keep_out.values},
+    )
 
 
 def _joint_limits(

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from drivers.errors import UserError
-from drivers.robot import SO101_PATH, Robot, load_robot
+from drivers.robot import SO101_PATH, Box, Robot, load_robot
 
 
 def altered(tmp_path: Path, where: str, value: Any) -> Path:
@@ -62,6 +62,15 @@ def test_the_shipped_file_describes_the_arm(robot: Robot) -> None:
     assert [joint.id for joint in robot.arm.joints] == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(robot.lower_rad[[0, 5]], [-1.91986, -0.174533])
     np.testing.assert_allclose(robot.upper_rad[[0, 4]], [1.91986, 2.84121])
+    np.testing.assert_allclose(robot.limits.velocity_rad_s, np.full(6, 2.5))
+
+
+def test_limits_may_differ_from_joint_to_joint_and_boxes_are_kept_out_of_by_name(tmp_path: Path) -> None:
+    names = load_robot().joint_names
+    path = altered(tmp_path, "limits.velocity_rad_s", {name: 1.0 + i for i, name in enumerate(names)})
+    np.testing.assert_allclose(load_robot(path).limits.velocity_rad_s, [1, 2, 3, 4, 5, 6])
+    path = altered(tmp_path, "safety.keep_out", {"lamp": {"lower_m": [0.2, 0.3, 0], "upper_m": [0.3, 0.4, 0.5]}})
+    assert load_robot(path).safety.keep_out == {"lamp": Box((0.2, 0.3, 0.0), (0.3, 0.4, 0.5))}
 
 
 def test_at_rest_and_ready_the_arm_is_above_the_table(robot: Robot) -> None:
@@ -97,7 +106,7 @@ def test_ready_leaves_the_view_of_the_table_free(robot: Robot) -> None:
         ("schema", ..., "field schema is missing"),
         ("colour", "red", "field colour is unknown"),
         ("arm.speed", 3, "field arm.speed is unknown"),
-        ("arm.type", "dynamixel", "field arm.type must be one of: feetech"),
+        ("arm.type", "canopen", "field arm.type must be one of: feetech, dynamixel"),
         ("arm.port", "", "field arm.port must be a text"),
         ("arm.baudrate", "fast", "field arm.baudrate must be a whole number"),
         ("arm.joints", [], "field arm.joints must be a mapping"),
@@ -107,6 +116,15 @@ def test_ready_leaves_the_view_of_the_table_free(robot: Robot) -> None:
         ("arm.joints.gripper.zero_count", ..., "field arm.joints.gripper.zero_count is missing"),
         ("arm.joints.gripper.zero_count", 4000, "outside the servo's turn"),
         ("arm.joints.tail", {"id": 7, "zero_count": 0, "direction": 1}, "arm.joints.tail is no joint with limits"),
+        ("arm.usb_serial", 7, "field arm.usb_serial must be a text"),
+        ("limits.velocity_rad_s", 0, "field limits.velocity_rad_s must be a number in 0.001..50"),
+        ("limits.jerk_rad_s3", {"gripper": 1.0}, "field limits.jerk_rad_s3.shoulder_pan is missing"),
+        ("safety.command_timeout_s", ..., "field safety.command_timeout_s is missing"),
+        ("safety.contact_load", 90, "field safety.contact_load must be a number in 0.01..1"),
+        ("safety.max_temperature_c", float("nan"), "field safety.max_temperature_c must be a number"),
+        ("safety.workspace.upper_m", [0.1, 0.2], "field safety.workspace.upper_m must be three numbers"),
+        ("safety.workspace.upper_m", [-1, -1, -1], "field safety.workspace.lower_m must be below upper_m"),
+        ("safety.keep_out", {"lamp": {"lower_m": [0, 0, 0]}}, "field safety.keep_out.lamp.upper_m is missing"),
         ("model", "nothing.xml", "which does not exist"),
         ("model", str(SO101_PATH), "which MuJoCo cannot read"),
         ("rest_rad", [0.0, 1.0], "field rest_rad must be 6 angles"),
