@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "preprocess.hpp"
+#include "servo_link.hpp"
 
 namespace nb = nanobind;
 
@@ -33,4 +34,5 @@ static Patches preprocess(Image image, int height, int width, bool bgr) {
 NB_MODULE(_native, m) {
   m.doc() = "C++ that earns its place by measurement.";
   m.def("preprocess", &preprocess, nb::arg("image").noconvert(), nb::arg("height"), nb::arg("width"), nb::arg("bgr"));
+  vlar1::bind_servo(m);
 }

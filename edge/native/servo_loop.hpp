@@ -1,0 +1,66 @@
+// The servo loop: owns the bus, sends setpoints at a fixed rate, and is the state machine that keeps the arm safe.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "motion.hpp"
+#include "packets.hpp"
+#include "port.hpp"
+#include "shared.hpp"
+
+namespace vlar1 {
+
+class ServoLoop {
+ public:
+  // `lifeline`: a descriptor that hangs up when the commanding process is gone.
+  ServoLoop(Shared* shared, int lifeline);
+
+  // Runs until told to quit, or until the commander is gone and the arm has come to rest. The exit code.
+  int run();
+
+ private:
+  void ask_for_realtime();
+  void look_for_port(int64_t now_ns);
+  void cycle(int64_t now_ns);
+  uint32_t heed_command(int64_t now_ns);  // the number of the latest command, carried out
+  Result carry_out(const Command& command, int64_t now_ns);
+  void watch(int64_t now_ns);
+  void watch_joints(int64_t now_ns);
+  void enter(State state, Cause cause, int joint, int64_t now_ns);
+  bool send_setpoints();
+  void exchange(int64_t deadline_ns);
+  void ask(const Register& reg, const std::vector<uint8_t>& ids, int64_t deadline_ns);
+  void take(const Register& reg, size_t joint, const Status& status, int64_t now_ns);
+  void take_position(size_t joint, int64_t count, int64_t now_ns);
+  Result transact(const Command& command, int64_t deadline_ns);
+  void publish(bool written);
+  bool fresh(int64_t now_ns) const;
+  bool commander_gone() const;
+  bool torque_expected() const { return state_ != State::kDisarmed; }
+
+  Shared* shared_;
+  int lifeline_;
+  Config config_;
+  Protocol protocol_;
+  PortRoots roots_;
+  Port port_;
+  Parser parser_;
+  std::unique_ptr<Motion> motion_;
+  size_t n_;
+  std::vector<uint8_t> ids_;
+  int64_t period_ns_;
+
+  State state_ = State::kDisarmed;
+  Cause cause_ = Cause::kNone;
+  int cause_joint_ = -1;
+  bool relax_ = false;  // once at rest, give way to where the arm is
+  Snapshot now_;
+  int64_t last_begin_ns_ = 0, last_answer_ns_ = 0, look_ns_ = 0;
+  uint32_t heeded_stops_ = 0;
+  std::vector<int64_t> answered_ns_, overload_ns_, lag_ns_;
+  std::vector<int> hot_, weak_, limp_, odd_;
+  bool quit_ = false;
+};
+
+}  // namespace vlar1
