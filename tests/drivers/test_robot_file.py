@@ -1,4 +1,4 @@
-"""The robot file: the shipped one is sound, and a wrong one is refused with a line that names the field."""
+"""The robot file: the shipped ones are sound, and a wrong one is refused with a line that names the field."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ import yaml
 from drivers.errors import UserError
 from drivers.robot import SO101_PATH, Box, Robot, load_robot
 
+SHIPPED = sorted(SO101_PATH.parent.glob("*.yaml"))
+
 
 def altered(tmp_path: Path, where: str, value: Any) -> Path:
-    """The shipped file with one field set, or removed where ``value`` is ``...``."""
+    """The SO-101's file with one field set, or removed where ``value`` is ``...``."""
     content = yaml.safe_load(SO101_PATH.read_text())
     content["model"] = str(SO101_PATH.parent / "so101.xml")
     *parents, last = where.split(".")
@@ -29,9 +31,9 @@ def altered(tmp_path: Path, where: str, value: Any) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def robot() -> Robot:
-    return load_robot()
+@pytest.fixture(scope="module", params=SHIPPED, ids=lambda path: path.stem)
+def robot(request: pytest.FixtureRequest) -> Robot:
+    return load_robot(request.param)
 
 
 def posed(robot: Robot, position_rad: np.ndarray) -> tuple[mujoco.MjModel, mujoco.MjData]:
@@ -55,7 +57,23 @@ def geom_corners(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
     )
 
 
-def test_the_shipped_file_describes_the_arm(robot: Robot) -> None:
+def test_four_arms_are_shipped() -> None:
+    assert [path.stem for path in SHIPPED] == ["koch", "so100", "so101", "viperx"]
+
+
+def test_a_shipped_file_and_its_model_agree(robot: Robot) -> None:
+    assert robot.name == robot.path.stem
+    model = mujoco.MjModel.from_xml_path(str(robot.model))
+    # Every joint vector is the model's qpos as it is, and the gripper is the last in both.
+    assert robot.joint_names == tuple(model.joint(i).name for i in range(model.njnt))
+    assert robot.joint_names == tuple(model.actuator(i).name for i in range(model.nu))
+    assert robot.joint_names[-1] == "gripper"
+    assert model.nq == len(robot.joint_names)
+    assert all(joint.zero_count == 2048 for joint in robot.arm.joints)
+
+
+def test_so101_s_file_describes_the_arm() -> None:
+    robot = load_robot()
     assert robot.name == "so101"
     assert robot.joint_names[0] == "shoulder_pan"
     assert robot.joint_names[-1] == "gripper"
