@@ -78,6 +78,7 @@ class Calibration:
 
     def check(self, intrinsics: Intrinsics, serial: str, arm_name: str) -> None:
         """Raise UserError unless this calibration is of this camera, at this image size, and of this arm."""
+        intrinsics.require_measured()
         mine = self.intrinsics
         again = "; calibrate this pair, or name its calibration file"
         if serial != self.camera_serial:

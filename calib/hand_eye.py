@@ -149,6 +149,7 @@ class _Pinhole:
     """OpenCV's projection with its derivative."""
 
     def __init__(self, intrinsics: Intrinsics) -> None:
+        intrinsics.require_measured()
         self.K = intrinsics.matrix
         self.distortion = np.array(intrinsics.distortion, dtype=float) if intrinsics.distortion else np.zeros(5)
 

@@ -7,11 +7,18 @@ Time is ``time.monotonic()`` in seconds.
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from drivers.errors import UserError
+
+NOMINAL_FIELD_OF_VIEW_RAD = math.radians(60.0)
+"""Horizontal, of a camera that nobody has calibrated: what most webcams are near."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,7 @@ class Intrinsics:
         width, height: image size in pixels.
         fx, fy, cx, cy: focal lengths and principal point in pixels; pixel centres lie at integer coordinates.
         distortion: OpenCV coefficients (k1, k2, p1, p2, k3); empty for none.
+        nominal: assumed, not measured: good enough to look and to record, refused wherever pixels become metres.
     """
 
     width: int
@@ -31,6 +39,21 @@ class Intrinsics:
     cx: float
     cy: float
     distortion: tuple[float, ...] = ()
+    nominal: bool = False
+
+    @classmethod
+    def assumed(cls, width: int, height: int) -> Intrinsics:
+        """Nominal ones: square pixels, the principal point in the middle, NOMINAL_FIELD_OF_VIEW_RAD across."""
+        focal_px = 0.5 * width / math.tan(0.5 * NOMINAL_FIELD_OF_VIEW_RAD)
+        return cls(width, height, focal_px, focal_px, (width - 1) / 2, (height - 1) / 2, nominal=True)
+
+    def require_measured(self) -> None:
+        """Raise UserError where these are nominal: a point computed with them could lie anywhere."""
+        if self.nominal:
+            raise UserError(
+                f"camera: its intrinsics at {self.width}x{self.height} px are assumed, not measured; calibrate the "
+                "camera before anything is measured or grasped with it"
+            )
 
     @property
     def matrix(self) -> NDArray[np.float64]:
@@ -55,6 +78,11 @@ class Frame:
     t_s: float
     intrinsics: Intrinsics
     serial: str = ""
+
+    @property
+    def age_s(self) -> float:
+        """How long ago it was taken."""
+        return time.monotonic() - self.t_s
 
 
 @dataclass(frozen=True)

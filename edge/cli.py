@@ -19,6 +19,8 @@ OUR_PACKAGES = ("edge", "drivers", "calib", "export", "training")
 DESCRIPTIONS = {
     "demo": "pick and place in simulation, through the real path, with a report",
     "ask": "one decision on one image file",
+    "replay": "show a recorded run, or decide on its frames again",
+    "camera": "list the cameras, look through one, record one",
     "export": "turn a trained checkpoint into a verified bundle",
     "data": "make, convert and reason about training data",
     "train": "train a checkpoint: supervised, then GRPO; resumes where it stopped",

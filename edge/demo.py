@@ -22,7 +22,7 @@ from calib.file import Calibration, load_calibration, save_calibration
 from calib.kinematics import GripperKinematics
 from calib.poses import choose_poses
 from calib.routine import calibrate_hand_eye
-from drivers.arm.feetech_arm import open_arm
+from drivers.arm.servo_arm import open_arm
 from drivers.camera.sim import SimCamera
 from drivers.errors import UserError
 from drivers.protocols import Arm, Camera

@@ -71,7 +71,11 @@ class _Outline:
 
 
 def pixel_rays(pixels_px: ArrayLike, intrinsics: Intrinsics) -> Array:
-    """Rays of pixels (n, 2), distortion undone: (n, 3) in the camera frame with z = 1."""
+    """Rays of pixels (n, 2), distortion undone: (n, 3) in the camera frame with z = 1.
+
+    Raises UserError where the intrinsics are nominal.
+    """
+    intrinsics.require_measured()
     pixels = np.asarray(pixels_px, dtype=float).reshape(-1, 2)
     if any(intrinsics.distortion):
         distortion = np.array(intrinsics.distortion, dtype=float)

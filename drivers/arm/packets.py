@@ -7,8 +7,9 @@ from ``id`` on (Feetech, "Magnetic encoding STS servo communication protocol").
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from drivers.arm.tables import MAX_ID, Register
 
@@ -25,6 +26,53 @@ class Packet:
     id: int
     code: int
     params: bytes = b""
+
+
+class Parser(Protocol):
+    """Finds the packets of one protocol in a stream of bytes; `PacketParser` says what the members mean."""
+
+    damaged: int
+    skipped: int
+
+    def feed(self, data: bytes) -> list[Packet]: ...
+
+    def clear(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A protocol's bytes in both directions: all that a bus, real or emulated, has to know of it.
+
+    Attributes:
+        name: of the make of servo, for messages.
+        build_instruction, build_status: the bytes of a packet from the host, or from a servo.
+        hear_instructions: a parser of what the host sends.
+        hear_statuses: a parser of answers that carry that many parameter bytes.
+        ping_params: how many parameter bytes the answer to a PING carries.
+        fast_sync_read: a request that all servos answer within one packet, where the protocol has it.
+        reboot: the instruction that restarts a servo, where the protocol has it.
+        fault_mask: bits of the error byte that report the servo's health.
+        error_mask: bits of the error byte that say why a request was not carried out.
+        errors: what these say.
+        heard_damaged: the one that says the request itself arrived damaged.
+    """
+
+    name: str
+    build_instruction: Callable[[Packet], bytes]
+    build_status: Callable[[Packet], bytes]
+    hear_instructions: Callable[[], Parser]
+    hear_statuses: Callable[[int], Parser]
+    read: Callable[[int, Register], Packet]
+    write: Callable[[int, Register, int], Packet]
+    sync_read: Callable[[Sequence[int], Register], Packet]
+    sync_write: Callable[[Iterable[tuple[int, int]], Register], Packet]
+    ping_params: int = 0
+    fast_sync_read: Callable[[Sequence[int], Register], Packet] | None = None
+    reboot: int | None = None
+    fault_mask: int = 0xFF
+    error_mask: int = 0
+    errors: tuple[str, ...] = ()
+    heard_damaged: int = -1
 
 
 def checksum(body: bytes) -> int:
@@ -62,6 +110,10 @@ def sync_write_packet(values: Iterable[tuple[int, int]], register: Register) -> 
 
 def encode(register: Register, value: int) -> bytes:
     """``value`` as the register's bytes. Raises ValueError when it does not fit."""
+    if register.signed:
+        if not -1 << 8 * register.size - 1 <= value < 1 << 8 * register.size - 1:
+            raise ValueError(f"{value} does not fit register {register.name}")
+        return value.to_bytes(register.size, "little", signed=True)
     magnitude, word = abs(value), abs(value)
     bits = register.sign_bit if register.sign_bit is not None else 8 * register.size
     if magnitude >= 1 << bits or (value < 0 and register.sign_bit is None):
@@ -75,7 +127,7 @@ def decode(register: Register, data: bytes) -> int:
     """The register's value from its bytes. Raises ValueError on a wrong number of bytes."""
     if len(data) != register.size:
         raise ValueError(f"register {register.name} has {register.size} bytes, got {len(data)}")
-    word = int.from_bytes(data, "little")
+    word = int.from_bytes(data, "little", signed=register.signed)
     if register.sign_bit is None:
         return word
     magnitude = word & ((1 << register.sign_bit) - 1)
@@ -136,3 +188,16 @@ class PacketParser:
             self.damaged += 1
             return 0
         return length + 4
+
+
+FEETECH = Wire(
+    name="Feetech",
+    build_instruction=build_packet,
+    build_status=build_packet,
+    hear_instructions=PacketParser,
+    hear_statuses=PacketParser,
+    read=read_packet,
+    write=write_packet,
+    sync_read=sync_read_packet,
+    sync_write=sync_write_packet,
+)

@@ -1,4 +1,4 @@
-"""The register table of Feetech STS servos (STS3215), as data.
+"""What an arm needs to know of a make of servo, and the register table of Feetech STS servos (STS3215), as data.
 
 Source: Feetech's memory table of the magnetic-encoder STS series. Words are little-endian. Some words are
 sign-magnitude: ``sign_bit`` is the bit that says "negative".
@@ -6,7 +6,8 @@ sign-magnitude: ``sign_bit`` is the bit that says "negative".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import tau
 
 COUNTS_PER_TURN = 4096
@@ -23,13 +24,58 @@ FAULT_BITS = {0: "supply voltage", 1: "angle sensor", 2: "overheated", 3: "overc
 
 @dataclass(frozen=True)
 class Register:
-    """One register: ``size`` bytes at ``address``; ``sign_bit`` where the word is sign-magnitude."""
+    """One register: ``size`` bytes at ``address``.
+
+    Its word is sign-magnitude where ``sign_bit`` names the bit that says "negative", two's complement where it is
+    ``signed``, and never negative otherwise.
+    """
 
     name: str
     address: int
     size: int
     sign_bit: int | None = None
     writable: bool = True
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class ServoTable:
+    """One make of servo: the registers that an arm uses, and what their counts mean. All count 4096 a turn.
+
+    Attributes:
+        protocol: "feetech" or "dynamixel".
+        present_load: how hard the motor works, by torque or by current.
+        position_modes: values of ``operating_mode`` in which ``goal_position`` is obeyed.
+        load_unit: what one count of ``present_load`` stands for; a share of the greatest torque on Feetech servos, for
+            Dynamixels see `drivers.arm.dynamixel_tables.DYNAMIXEL_X`.
+        velocity_unit_rad_s: what one count of ``present_velocity`` stands for.
+        voltage_unit_v: what one count of ``present_voltage`` stands for.
+        baud_rates: value of ``baud_rate`` -> bits per second.
+        max_id: greatest id of a single servo.
+        fault_bits: bit of the error byte, or of ``hardware_error`` where there is one -> fault.
+        hardware_error: the register that says which fault it is, where the error byte says only that there is one.
+    """
+
+    protocol: str
+    torque_enable: Register
+    goal_position: Register
+    present_position: Register
+    present_velocity: Register
+    present_load: Register
+    present_voltage: Register
+    present_temperature: Register
+    operating_mode: Register
+    homing_offset: Register
+    id: Register
+    baud_rate: Register
+    position_modes: tuple[int, ...]
+    load_unit: float
+    velocity_unit_rad_s: float
+    baud_rates: Mapping[int, int] = field(hash=False)
+    max_id: int
+    fault_bits: Mapping[int, str] = field(hash=False)
+    hardware_error: Register | None = None
+    voltage_unit_v: float = 0.1
 
 
 def _read_only(name: str, address: int, size: int, sign_bit: int | None = None) -> Register:
@@ -85,3 +131,33 @@ MOVING = _read_only("Moving", 66, 1)
 PRESENT_CURRENT = _read_only("Present_Current", 69, 2, sign_bit=15)  # 6.5 mA
 
 REGISTERS = tuple(value for value in list(globals().values()) if isinstance(value, Register))
+
+FEETECH_STS = ServoTable(
+    protocol="feetech",
+    torque_enable=TORQUE_ENABLE,
+    goal_position=GOAL_POSITION,
+    present_position=PRESENT_POSITION,
+    present_velocity=PRESENT_VELOCITY,
+    present_load=PRESENT_LOAD,
+    present_voltage=PRESENT_VOLTAGE,
+    present_temperature=PRESENT_TEMPERATURE,
+    operating_mode=OPERATING_MODE,
+    homing_offset=HOMING_OFFSET,
+    id=ID,
+    baud_rate=BAUD_RATE,
+    position_modes=(0,),
+    load_unit=0.001,
+    velocity_unit_rad_s=RAD_PER_COUNT,
+    baud_rates={
+        0: 1_000_000,
+        1: 500_000,
+        2: 250_000,
+        3: 128_000,
+        4: 115_200,
+        5: 76_800,
+        6: 57_600,
+        7: 38_400,
+    },
+    max_id=MAX_ID,
+    fault_bits=FAULT_BITS,
+)

@@ -1,21 +1,29 @@
-"""Feetech STS servos without the servos: their memory, their protocol, and a pseudo-terminal they answer on."""
+"""Feetech STS servos without the servos: their memory, their protocol, and a pseudo-terminal they answer on.
+
+The pseudo-terminal takes servos of any protocol; `drivers.sim.dynamixel_bank` has others.
+"""
 
 from __future__ import annotations
 
+import heapq
 import os
 import pty
 import random
 import select
 import threading
+import time
 import tty
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drivers.arm import packets, tables
-from drivers.arm.packets import BROADCAST, Packet, PacketParser, build_packet, decode, encode
+from drivers.arm.packets import BROADCAST, Packet, Wire, decode, encode
 from drivers.arm.tables import EPROM_END, Register
 
 _MEMORY_BYTES = 128
@@ -121,9 +129,12 @@ class ServoBank:
     Arrays are in the order of ``ids``. Positions are encoder counts (4096 a turn), before the homing offset.
 
     Attributes:
+        wire: the protocol they speak.
         silent: ids that do not answer, as if unplugged.
         writes: the latest (id, address, data) that servos were told to write, oldest first.
     """
+
+    wire = packets.FEETECH
 
     def __init__(self, ids: Sequence[int]) -> None:
         self._servos = [_Servo(id) for id in ids]
@@ -143,11 +154,11 @@ class ServoBank:
         shape = (len(self._servos),)
         rows = zip(
             self._servos,
-            _whole(position_counts, 1, 0x7000, shape),
-            _whole(velocity_counts_s, 1, 0x7FFF, shape),
-            _whole(load, 1000, 1000, shape),
-            _whole(temperature_c, 1, 255, shape),
-            _whole(voltage_v, 10, 255, shape),
+            scaled_whole(position_counts, 1, 0x7000, shape),
+            scaled_whole(velocity_counts_s, 1, 0x7FFF, shape),
+            scaled_whole(load, 1000, 1000, shape),
+            scaled_whole(temperature_c, 1, 255, shape),
+            scaled_whole(voltage_v, 10, 255, shape),
             strict=True,
         )
         with self._lock:
@@ -224,36 +235,99 @@ class ServoBank:
         return answers
 
 
+class Bank(Protocol):
+    """Servos that answer packets of one protocol."""
+
+    @property
+    def wire(self) -> Wire: ...
+
+    def handle(self, packet: Packet) -> list[Packet]: ...
+
+
+@dataclass(frozen=True)
+class LineFaults:
+    """What goes wrong on a line, as data: the share of packets that it happens to.
+
+    Attributes:
+        corrupt: one bit is flipped, in either direction.
+        drop: the packet is lost, in either direction.
+        duplicate: a servo's answer arrives twice.
+        delay: a servo's answer arrives ``delay_s`` late; others may overtake it.
+        echo: what the host sends comes back to it first, from the adapter.
+        seed: of the dice.
+    """
+
+    corrupt: float = 0.0
+    drop: float = 0.0
+    duplicate: float = 0.0
+    delay: float = 0.0
+    delay_s: float = 0.03
+    echo: float = 0.0
+    seed: int = 0
+
+
 class ServoBus:
     """A pseudo-terminal on which ``bank`` answers, from a thread of its own. Open ``port`` as any serial port.
 
     Args:
         bank: the servos.
-        damage: what the line does to each packet, in both directions: its bytes in, the bytes that arrive out.
+        damage: what goes wrong; or what the line does to each packet, in both directions: its bytes in, the bytes that
+            arrive out.
+        link: where to keep a symbolic link to the pseudo-terminal while it is plugged in; it is the port then.
+
+    Attributes:
+        port: the serial port; another one after ``plug``, unless it is a link.
     """
 
-    def __init__(self, bank: ServoBank, damage: Callable[[bytes], bytes] | None = None) -> None:
+    def __init__(
+        self,
+        bank: Bank,
+        damage: Callable[[bytes], bytes] | LineFaults | None = None,
+        link: Path | None = None,
+    ) -> None:
         self._bank = bank
-        self._damage = damage or (lambda data: data)
+        self._faults = damage if isinstance(damage, LineFaults) else LineFaults()
+        self._rng = random.Random(self._faults.seed)
+        self._damage = damage if callable(damage) else self._break
+        self._link = link
+        self._thread: threading.Thread | None = None
+        self.port = ""
+        self.plug()
+
+    def plug(self) -> None:
+        """Plug the adapter in again after ``unplug``: it gets a name that it did not have before."""
+        if self._thread is not None:
+            return
         # The far end stays open here too, or the line would hang up whenever the driver closes its port.
-        self._line, self._far_end = pty.openpty()
+        self._line, self._far_end = self._open_elsewhere()
         tty.setraw(self._line)
         tty.setraw(self._far_end)
         os.set_blocking(self._line, False)
-        self.port = os.ttyname(self._far_end)
-        self._closed = False
+        self._name = os.ttyname(self._far_end)
+        self.port = self._name
+        if self._link is not None:
+            self._link.unlink(missing_ok=True)
+            self._link.symlink_to(self._name)
+            self.port = str(self._link)
         self._stop, self._stopped = os.pipe()
         self._thread = threading.Thread(target=self._serve, name="servo-bus", daemon=True)
         self._thread.start()
 
+    def unplug(self) -> None:
+        """Pull the adapter out: the port hangs up and disappears. The servos keep their power."""
+        if self._thread is None:
+            return
+        os.close(self._stopped)
+        self._thread.join()
+        self._thread = None
+        if self._link is not None:
+            self._link.unlink(missing_ok=True)
+        for descriptor in (self._line, self._far_end, self._stop):
+            os.close(descriptor)
+
     def close(self) -> None:
         """Hang up. May be called twice."""
-        if not self._closed:
-            self._closed = True
-            os.close(self._stopped)
-            self._thread.join()
-            for descriptor in (self._line, self._far_end, self._stop):
-                os.close(descriptor)
+        self.unplug()
 
     def __enter__(self) -> ServoBus:
         return self
@@ -261,18 +335,49 @@ class ServoBus:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _open_elsewhere(self) -> tuple[int, int]:
+        """A new pseudo-terminal, under another name than the last one."""
+        line, far_end = pty.openpty()
+        if os.ttyname(far_end) != getattr(self, "_name", ""):
+            return line, far_end
+        other = pty.openpty()
+        os.close(line)
+        os.close(far_end)
+        return other
+
     def _serve(self) -> None:
-        parser = PacketParser()
+        wire = self._bank.wire
+        parser = wire.hear_instructions()
+        late: list[tuple[float, bytes]] = []  # a heap, by when they are due
         while True:
-            ready, _, _ = select.select([self._line, self._stop], [], [], _PARTIAL_PACKET_S)
+            wait_s = min(_PARTIAL_PACKET_S, late[0][0] - time.monotonic()) if late else _PARTIAL_PACKET_S
+            ready, _, _ = select.select([self._line, self._stop], [], [], max(wait_s, 0.0))
             if self._stop in ready:
                 return
+            while late and late[0][0] <= time.monotonic():
+                self._send(heapq.heappop(late)[1])
             if not ready:
-                parser.clear()  # a servo, too, gives up on a packet whose rest does not come
+                if wait_s == _PARTIAL_PACKET_S:
+                    parser.clear()  # a servo, too, gives up on a packet whose rest does not come
                 continue
-            for packet in parser.feed(self._damage(os.read(self._line, 4096))):
+            asked = os.read(self._line, 4096)
+            if self._happens(self._faults.echo):
+                self._send(asked)
+            for packet in parser.feed(self._damage(asked)):
                 for answer in self._bank.handle(packet):
-                    self._send(self._damage(build_packet(answer)))
+                    data = self._damage(wire.build_status(answer)) * (1 + self._happens(self._faults.duplicate))
+                    if self._happens(self._faults.delay):
+                        heapq.heappush(late, (time.monotonic() + self._faults.delay_s, data))
+                    else:
+                        self._send(data)
+
+    def _break(self, data: bytes) -> bytes:
+        if self._happens(self._faults.drop):
+            return b""
+        return _flip_a_bit(data, self._rng) if self._happens(self._faults.corrupt) else data
+
+    def _happens(self, share: float) -> bool:
+        return share > 0.0 and self._rng.random() < share
 
     def _send(self, data: bytes) -> None:
         try:
@@ -288,15 +393,17 @@ def line_noise(corrupt: float, drop: float, seed: int) -> Callable[[bytes], byte
     def damage(data: bytes) -> bytes:
         if rng.random() < drop:
             return b""
-        if data and rng.random() < corrupt:
-            at = rng.randrange(len(data))
-            return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
-        return data
+        return _flip_a_bit(data, rng) if data and rng.random() < corrupt else data
 
     return damage
 
 
-def _whole(values: ArrayLike, scale: float, bound: int, shape: tuple[int, ...]) -> list[int]:
+def _flip_a_bit(data: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+
+
+def scaled_whole(values: ArrayLike, scale: float, bound: int, shape: tuple[int, ...]) -> list[int]:
     """``values`` in units of 1/scale as whole numbers within +-bound, one a servo."""
     scaled = np.clip(np.rint(np.asarray(values, dtype=np.float64) * scale), -bound, bound)
     whole: list[int] = np.broadcast_to(scaled, shape).astype(int).tolist()

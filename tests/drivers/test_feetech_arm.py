@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drivers.arm import tables
-from drivers.arm.feetech_arm import FeetechArm, open_arm
 from drivers.arm.packets import Packet, decode, encode
+from drivers.arm.servo_arm import ServoArm, open_arm
 from drivers.arm.tables import RAD_PER_COUNT
 from drivers.errors import DeviceError
 from drivers.protocols import Arm
@@ -29,7 +29,7 @@ def bank() -> ServoBank:
 
 
 @pytest.fixture
-def arm(bank: ServoBank) -> Iterator[FeetechArm]:
+def arm(bank: ServoBank) -> Iterator[ServoArm]:
     with ServoBus(bank) as servos:
         arm = open_arm(ROBOT, servos.port)
         yield arm
@@ -52,19 +52,19 @@ def refuse(bank: ServoBank, monkeypatch: pytest.MonkeyPatch, id: int, address: i
     monkeypatch.setattr(bank, "handle", deaf)
 
 
-def test_opening_writes_nothing(arm: FeetechArm, bank: ServoBank) -> None:
+def test_opening_writes_nothing(arm: ServoArm, bank: ServoBank) -> None:
     protocol: Arm = arm
     assert protocol.joint_names == ROBOT.joint_names
     assert not protocol.torque_on
     assert not bank.writes
 
 
-def test_positions_are_angles_about_the_zero_count(arm: FeetechArm) -> None:
+def test_positions_are_angles_about_the_zero_count(arm: ServoArm) -> None:
     state = arm.read()
     np.testing.assert_allclose(state.position_rad, (np.array(COUNTS) - 2048) * 2 * np.pi / 4096)
 
 
-def test_enable_writes_every_goal_before_any_torque(arm: FeetechArm, bank: ServoBank) -> None:
+def test_enable_writes_every_goal_before_any_torque(arm: ServoArm, bank: ServoBank) -> None:
     state = arm.enable()
     assert steps(bank) == [
         *(("Goal_Position", id, count) for id, count in zip(IDS, COUNTS, strict=True)),
@@ -76,7 +76,7 @@ def test_enable_writes_every_goal_before_any_torque(arm: FeetechArm, bank: Servo
     np.testing.assert_allclose(state.position_rad, (np.array(COUNTS) - 2048) * RAD_PER_COUNT)
 
 
-def test_a_goal_left_by_another_run_does_not_move_the_arm(arm: FeetechArm, bank: ServoBank) -> None:
+def test_a_goal_left_by_another_run_does_not_move_the_arm(arm: ServoArm, bank: ServoBank) -> None:
     arm.bus.sync_write({id: 2048 for id in IDS}, tables.GOAL_POSITION)
     arm.enable()
     assert bank.goal_counts().tolist() == COUNTS
@@ -84,7 +84,7 @@ def test_a_goal_left_by_another_run_does_not_move_the_arm(arm: FeetechArm, bank:
 
 @pytest.mark.parametrize("id", [1, 4, 6])
 def test_enable_that_fails_leaves_the_arm_limp(
-    arm: FeetechArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch, id: int
+    arm: ServoArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch, id: int
 ) -> None:
     refuse(bank, monkeypatch, id, tables.TORQUE_ENABLE.address, b"\x01")
     with pytest.raises(DeviceError, match=f"servo {id} does not answer"):
@@ -96,7 +96,7 @@ def test_enable_that_fails_leaves_the_arm_limp(
 
 
 def test_enable_that_fails_leaves_torque_where_it_found_it(
-    arm: FeetechArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
+    arm: ServoArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for id in (2, 3):
         arm.bus.write(id, tables.TORQUE_ENABLE, 1)
@@ -107,7 +107,7 @@ def test_enable_that_fails_leaves_torque_where_it_found_it(
 
 
 def test_a_goal_that_does_not_arrive_stops_enable_before_torque(
-    arm: FeetechArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
+    arm: ServoArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = bank.handle
     wrong = bytes([tables.GOAL_POSITION.address]) + encode(tables.GOAL_POSITION, 1)
@@ -124,7 +124,7 @@ def test_a_goal_that_does_not_arrive_stops_enable_before_torque(
 
 
 def test_ctrl_c_while_torque_goes_on_leaves_the_arm_limp(
-    arm: FeetechArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
+    arm: ServoArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = arm.bus.write
 
@@ -141,7 +141,7 @@ def test_ctrl_c_while_torque_goes_on_leaves_the_arm_limp(
 
 
 def test_a_second_ctrl_c_while_torque_goes_off_again_leaves_the_arm_limp(
-    arm: FeetechArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
+    arm: ServoArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, interrupts = arm.bus.write, [(4, tables.TORQUE_ENABLE, 1), (2, tables.TORQUE_ENABLE, 0)]
 
@@ -157,7 +157,7 @@ def test_a_second_ctrl_c_while_torque_goes_off_again_leaves_the_arm_limp(
     assert not interrupts and not bank.torque_enabled().any()
 
 
-def test_a_joint_far_outside_its_limits_is_refused_before_anything_is_written(arm: FeetechArm, bank: ServoBank) -> None:
+def test_a_joint_far_outside_its_limits_is_refused_before_anything_is_written(arm: ServoArm, bank: ServoBank) -> None:
     bank.set_present([2048, 1000, 3000, 2500, 1800, 3600])
     with pytest.raises(DeviceError, match=r"gripper reads 2.38 rad, outside its limits -0.17..1.75.*zero_count"):
         arm.enable()
@@ -165,7 +165,7 @@ def test_a_joint_far_outside_its_limits_is_refused_before_anything_is_written(ar
 
 
 def test_a_servo_that_cannot_be_released_is_named(
-    arm: FeetechArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
+    arm: ServoArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm.enable()
     refuse(bank, monkeypatch, 2, tables.TORQUE_ENABLE.address, b"\x00")
@@ -175,7 +175,7 @@ def test_a_servo_that_cannot_be_released_is_named(
     assert arm.torque_on
 
 
-def test_a_servo_in_velocity_mode_is_refused(arm: FeetechArm, bank: ServoBank) -> None:
+def test_a_servo_in_velocity_mode_is_refused(arm: ServoArm, bank: ServoBank) -> None:
     arm.bus.write(5, tables.OPERATING_MODE, 1)
     with pytest.raises(DeviceError, match=r"servo 5 \(wrist_roll\) has Operating_Mode 1, expected 0"):
         arm.enable()
@@ -184,7 +184,7 @@ def test_a_servo_in_velocity_mode_is_refused(arm: FeetechArm, bank: ServoBank) -
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.floats(-10, 10), min_size=6, max_size=6))
-def test_setpoints_reach_the_servos_within_the_limits(arm: FeetechArm, bank: ServoBank, goal_rad: list[float]) -> None:
+def test_setpoints_reach_the_servos_within_the_limits(arm: ServoArm, bank: ServoBank, goal_rad: list[float]) -> None:
     if not arm.torque_on:
         arm.enable()
     arm.write(np.array(goal_rad))
@@ -195,7 +195,7 @@ def test_setpoints_reach_the_servos_within_the_limits(arm: FeetechArm, bank: Ser
 
 
 @pytest.mark.parametrize("bad", [np.zeros(5), np.array([0, 0, np.nan, 0, 0, 0.0]), np.full(6, np.inf)])
-def test_setpoints_that_are_no_pose_are_refused(arm: FeetechArm, bank: ServoBank, bad: np.ndarray) -> None:
+def test_setpoints_that_are_no_pose_are_refused(arm: ServoArm, bank: ServoBank, bad: np.ndarray) -> None:
     arm.enable()
     with pytest.raises(ValueError, match="6 finite numbers"):
         arm.write(bad)
@@ -203,7 +203,7 @@ def test_setpoints_that_are_no_pose_are_refused(arm: FeetechArm, bank: ServoBank
     assert bank.goal_counts().tolist() == COUNTS
 
 
-def test_disable_switches_all_off_and_close_switches_nothing(arm: FeetechArm, bank: ServoBank) -> None:
+def test_disable_switches_all_off_and_close_switches_nothing(arm: ServoArm, bank: ServoBank) -> None:
     arm.enable()
     arm.disable()
     assert not bank.torque_enabled().any()
@@ -215,19 +215,19 @@ def test_disable_switches_all_off_and_close_switches_nothing(arm: FeetechArm, ba
 
 
 def test_read_survives_servos_that_miss_the_common_request(
-    arm: FeetechArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
+    arm: ServoArm, bank: ServoBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync_read = arm.bus.sync_read
     monkeypatch.setattr(arm.bus, "sync_read", lambda ids, register: sync_read([1, 2], register))
     np.testing.assert_allclose(arm.read().position_rad, (np.array(COUNTS) - 2048) * RAD_PER_COUNT)
 
 
-def test_load_is_a_share_of_the_greatest_torque(arm: FeetechArm, bank: ServoBank) -> None:
+def test_load_is_a_share_of_the_greatest_torque(arm: ServoArm, bank: ServoBank) -> None:
     bank.set_present(COUNTS, load=[0, 0.5, -0.25, 0, 0, 1])
     np.testing.assert_allclose(arm.read_load(), [0, 0.5, -0.25, 0, 0, 1])
 
 
-def test_faults_go_by_joint_name(arm: FeetechArm, bank: ServoBank) -> None:
+def test_faults_go_by_joint_name(arm: ServoArm, bank: ServoBank) -> None:
     assert arm.faults() == {}
     bank.set_present(COUNTS, temperature_c=[30, 80, 30, 30, 30, 30])
     arm.read()
@@ -249,7 +249,7 @@ def test_an_arm_without_power_is_reported_in_one_line(bank: ServoBank) -> None:
         open_arm(ROBOT, servos.port)
 
 
-def test_a_servo_that_falls_silent_later_is_named(arm: FeetechArm, bank: ServoBank) -> None:
+def test_a_servo_that_falls_silent_later_is_named(arm: ServoArm, bank: ServoBank) -> None:
     bank.silent.add(4)
     with pytest.raises(DeviceError, match="servo 4 does not answer"):
         arm.read()

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from drivers.arm.feetech_arm import open_arm
+from drivers.arm.servo_arm import open_arm
 from drivers.camera.sim import SimCamera
 from drivers.errors import DeviceError
 from drivers.robot import load_robot

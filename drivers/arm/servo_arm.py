@@ -1,4 +1,4 @@
-"""An arm of Feetech STS servos, as the Arm protocol sees it: radians in, radians out, torque handled with care."""
+"""An arm of bus servos, as the Arm protocol sees it: radians in, radians out, torque handled with care."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from drivers.arm import tables
-from drivers.arm.feetech import FeetechBus, fault_names
-from drivers.arm.tables import RAD_PER_COUNT, Register
+from drivers.arm.bus import Bus, ServoBus
+from drivers.arm.dynamixel import DynamixelBus
+from drivers.arm.dynamixel_tables import DYNAMIXEL_X
+from drivers.arm.feetech import FeetechBus
+from drivers.arm.tables import FEETECH_STS, RAD_PER_COUNT, Register, ServoTable
 from drivers.errors import DeviceError
 from drivers.protocols import JointState
 from drivers.robot import Robot
@@ -19,28 +21,39 @@ OUTSIDE_RAD = 0.15
 """A joint may be found so far beyond its limits, resting on a mechanical stop; further off, its zero is wrong."""
 
 
-def open_arm(robot: Robot, port: str | None = None) -> FeetechArm:
+TABLES = {"feetech": FEETECH_STS, "dynamixel": DYNAMIXEL_X}
+"""`ArmSpec.type` -> the table of its servos."""
+
+
+def open_arm(robot: Robot, port: str | None = None) -> ServoArm:
     """Open the arm that ``robot`` describes, on ``port`` or the port of the robot file.
 
     Every servo is pinged; nothing is written. Raises DeviceError when the port cannot be opened or a servo is silent.
     """
-    bus = FeetechBus(port or robot.arm.port, robot.arm.baudrate)
+    bus = open_bus(robot, port)
     try:
-        return FeetechArm(bus, robot)
+        return ServoArm(bus, robot, TABLES[robot.arm.type])
     except BaseException:
         bus.close()
         raise
 
 
-class FeetechArm:
-    """The Arm protocol over a ``FeetechBus``, which it closes.
+def open_bus(robot: Robot, port: str | None = None) -> ServoBus:
+    """Open the bus of ``robot.arm``'s type, on ``port`` or the port of the robot file."""
+    kind = DynamixelBus if robot.arm.type == "dynamixel" else FeetechBus
+    return kind(port or robot.arm.port, robot.arm.baudrate)
+
+
+class ServoArm:
+    """The Arm protocol over servos that ``table`` describes, on a bus that it closes.
 
     Raises DeviceError on construction, naming every servo of ``robot`` that does not answer.
     """
 
-    def __init__(self, bus: FeetechBus, robot: Robot) -> None:
+    def __init__(self, bus: Bus, robot: Robot, table: ServoTable) -> None:
         joints = robot.arm.joints
         self.bus = bus
+        self.table = table
         self._names = tuple(joint.name for joint in joints)
         self._ids = tuple(joint.id for joint in joints)
         self._zero = np.array([joint.zero_count for joint in joints], dtype=np.float64)
@@ -63,17 +76,18 @@ class FeetechArm:
 
     def read(self) -> JointState:
         """Measured positions. Raises DeviceError when a servo stays silent."""
-        counts = self._read_all(tables.PRESENT_POSITION)
+        counts = self._read_all(self.table.present_position)
         return JointState((counts - self._zero) * self._direction * RAD_PER_COUNT, time.monotonic())
 
     def read_load(self) -> NDArray[np.float64]:
-        """Motor effort of each joint, (n,), as a share of the servo's greatest torque, -1..1."""
-        return self._read_all(tables.PRESENT_LOAD) * self._direction / 1000.0
+        """Motor effort of each joint, (n,), in the table's ``load_unit``: for Feetech a share of the servo's greatest
+        torque, -1..1; for Dynamixels ampere where the servo measures it."""
+        return self._read_all(self.table.present_load) * self._direction * self.table.load_unit
 
     def faults(self) -> dict[str, list[str]]:
         """Joint name -> faults its servo reported in its latest answer; empty when all is well."""
         names = dict(zip(self._ids, self._names, strict=True))
-        return {names[id]: fault_names(error) for id, error in self.bus.faults.items() if id in names}
+        return {names[id]: self._fault_names(id, error) for id, error in list(self.bus.faults.items()) if id in names}
 
     def enable(self) -> JointState:
         """Write the present positions as goals, see that they arrived, then switch torque on. The arm does not move.
@@ -83,16 +97,16 @@ class FeetechArm:
         """
         self._check_position_mode()
         self._check_limits()
-        found_off = [id for id in self._ids if not self.bus.read(id, tables.TORQUE_ENABLE)]
+        found_off = [id for id in self._ids if not self.bus.read(id, self.table.torque_enable)]
         touched: list[int] = []
         try:
-            present = self._read_all(tables.PRESENT_POSITION)
+            present = self._read_all(self.table.present_position)
             for id, count in zip(self._ids, present.astype(int).tolist(), strict=True):
                 touched.append(id)  # already now: firmware may take a goal as leave to switch torque on
                 self._write_goal(id, count)
             for id in found_off:
-                self.bus.write(id, tables.TORQUE_ENABLE, 1)
-            limp = [id for id in self._ids if not self.bus.read(id, tables.TORQUE_ENABLE)]
+                self.bus.write(id, self.table.torque_enable, 1)
+            limp = [id for id in self._ids if not self.bus.read(id, self.table.torque_enable)]
             if limp:
                 raise self._error(f"torque stays off on {self._named(limp)}; let hot servos cool, cycle the power")
         except BaseException as error:
@@ -120,7 +134,7 @@ class FeetechArm:
             raise ValueError(f"setpoints must be {len(self._ids)} finite numbers, got {position_rad!r}")
         goal_rad = np.clip(goal_rad, self._lower_rad, self._upper_rad)
         counts = np.rint(self._zero + self._direction * goal_rad / RAD_PER_COUNT).astype(int).tolist()
-        self.bus.sync_write(dict(zip(self._ids, counts, strict=True)), tables.GOAL_POSITION)
+        self.bus.sync_write(dict(zip(self._ids, counts, strict=True)), self.table.goal_position)
 
     def disable(self) -> None:
         """Switch torque off on every servo, also when one of them fails. Raises DeviceError naming those that do."""
@@ -141,9 +155,12 @@ class FeetechArm:
 
     def _check_position_mode(self) -> None:
         for id in self._ids:
-            if mode := self.bus.read(id, tables.OPERATING_MODE):
-                what = f"{self._named([id])} has Operating_Mode {mode}, expected 0 (position)"
-                raise self._error(f"{what}; write 0 to register {tables.OPERATING_MODE.address}")
+            mode = self.bus.read(id, self.table.operating_mode)
+            if mode not in self.table.position_modes:
+                good, address = self.table.position_modes, self.table.operating_mode.address
+                expected = f"expected {' or '.join(map(str, good))} (position)"
+                what = f"{self._named([id])} has Operating_Mode {mode}, {expected}"
+                raise self._error(f"{what}; write {good[0]} to register {address} while torque is off")
 
     def _check_limits(self) -> None:
         """Setpoints are clipped to the limits, so from outside them the first one would be a jump."""
@@ -156,8 +173,8 @@ class FeetechArm:
                 )
 
     def _write_goal(self, id: int, count: int) -> None:
-        self.bus.write(id, tables.GOAL_POSITION, count)
-        taken = self.bus.read(id, tables.GOAL_POSITION)
+        self.bus.write(id, self.table.goal_position, count)
+        taken = self.bus.read(id, self.table.goal_position)
         if taken != count:
             what = f"{self._named([id])} was given goal {count} and holds {taken}"
             raise self._error(f"{what}; is another program using the arm?")
@@ -167,10 +184,18 @@ class FeetechArm:
         failed = []
         for id in ids:
             try:
-                self.bus.write(id, tables.TORQUE_ENABLE, 0)
+                self.bus.write(id, self.table.torque_enable, 0)
             except DeviceError:
                 failed.append(id)
         return failed
+
+    def _fault_names(self, id: int, error: int) -> list[str]:
+        if self.table.hardware_error is not None:
+            try:
+                error = self.bus.read(id, self.table.hardware_error)
+            except DeviceError:
+                return ["hardware alert"]
+        return [self.table.fault_bits.get(bit, f"bit {bit}") for bit in range(8) if error >> bit & 1]
 
     def _error(self, what: str) -> DeviceError:
         return DeviceError(f"arm port {self.bus.port}: {what}")
