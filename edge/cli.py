@@ -21,6 +21,7 @@ DESCRIPTIONS = {
     "ask": "one decision on one image file",
     "replay": "show a recorded run, or decide on its frames again",
     "camera": "list the cameras, look through one, record one",
+    "arm": "find, set up, calibrate, watch, park and move an arm",
     "export": "turn a trained checkpoint into a verified bundle",
     "data": "make, convert and reason about training data",
     "train": "train a checkpoint: supervised, then GRPO; resumes where it stopped",

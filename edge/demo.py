@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,10 @@ from calib.file import Calibration, load_calibration, save_calibration
 from calib.kinematics import GripperKinematics
 from calib.poses import choose_poses
 from calib.routine import calibrate_hand_eye
-from drivers.arm.servo_arm import open_arm
 from drivers.camera.sim import SimCamera
 from drivers.errors import UserError
-from drivers.protocols import Arm, Camera
+from drivers.protocols import Camera
+from drivers.recording import Recorder
 from drivers.robot import Robot, load_robot
 from drivers.sim.process import SimulatedTable
 from drivers.sim.render import look_at
@@ -37,8 +37,8 @@ from edge.decode import compile_grammars
 from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
 from edge.film import Cinema
+from edge.freshness import FreshnessLimits
 from edge.loop import Order, Runtime
-from edge.motion import plan_move
 from edge.report import (
     Episode,
     decision_picture,
@@ -54,6 +54,8 @@ CALIBRATION_VIEWS = 12
 # Where a tape measure says the camera stands: good to a centimetre or two. Calibration finds the rest.
 CAMERA_GUESS = look_at(np.array([0.50, 0.0, 0.44]), np.array([0.195, 0.0, 0.0]))
 SETTLE_S = 0.5
+# The simulated camera renders on the processor that everything else runs on; a real one is never this late.
+FRESHNESS = FreshnessLimits(frame_age_s=5.0)
 
 
 def register(subparsers: Any) -> None:
@@ -63,6 +65,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws scenes, instructions, camera mounting (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
     parser.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE, help="model bundle (default: the shipped one)")
+    parser.add_argument("--record", action="store_true", help="keep the whole run in DIR/run.mcap, for `vlar1 replay`")
     parser.set_defaults(func=run)
 
 
@@ -127,11 +130,11 @@ def _play(
         with (
             SimulatedTable(robot, Scene((), plans[0].scene.look), args.seed) as table,
             closing(SimCamera(table.camera_address)) as camera,
-            closing(open_arm(robot, table.port)) as arm,
-            Controller(arm, Tracer(), robot.rest_rad, ready_rad=robot.ready_rad) as controller,
+            ExitStack() as held,
+            Controller(robot, table.port) as controller,
         ):
             look = plans[0].scene.look
-            calibration = _calibrate(table, arm, camera, controller, robot, look, args, say)
+            calibration = _calibrate(table, camera, controller, robot, look, args, say)
             extra = {
                 "seed": args.seed,
                 "bundle": str(args.bundle),
@@ -139,7 +142,11 @@ def _play(
                 "calibration_leave_one_out_mm": calibration.leave_one_out_mm,
             }
             controller.tracer = tracer  # the calibration's motions are not the run's
-            runtime = Runtime(robot, camera, controller, engine, calibration, tracer)
+            recorder = _recorder(args, robot, held)
+            controller.recorder = recorder
+            runtime = Runtime(
+                robot, camera, controller, engine, calibration, tracer, freshness=FRESHNESS, recorder=recorder
+            )
             for k, plan in enumerate(plans):
                 title = f"{k + 1}/{len(plans)} {plan.task.instruction}"
                 runtime.say = partial(_say_of, say, title)
@@ -157,6 +164,15 @@ def _play(
             late_s = table.late_s()
         say("finishing the film")
     return late_s
+
+
+def _recorder(args: argparse.Namespace, robot: Robot, held: ExitStack) -> Recorder | None:
+    """Of the run, where it was asked for; closed with ``held``."""
+    if not args.record:
+        return None
+    path = args.out / "run.mcap"
+    path.unlink(missing_ok=True)  # of an earlier run into this folder, like its other files
+    return held.enter_context(Recorder(path, joint_names=robot.joint_names))
 
 
 def _draw(seed: int, count: int) -> list[_Plan]:
@@ -179,7 +195,6 @@ def _draw(seed: int, count: int) -> list[_Plan]:
 
 def _calibrate(
     table: SimulatedTable,
-    arm: Arm,
     camera: Camera,
     controller: Controller,
     robot: Robot,
@@ -213,11 +228,11 @@ def _calibrate(
     )
 
     def move(q_rad: NDArray[np.float64]) -> None:
-        controller.execute(plan_move(controller.setpoint_rad, q_rad))
+        controller.move_to(q_rad)
 
     move(robot.ready_rad)
     calibration = calibrate_hand_eye(
-        arm,
+        controller.arm,
         camera,
         poses,
         fk,

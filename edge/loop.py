@@ -6,19 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from calib.file import Calibration
 from drivers.errors import UserError
 from drivers.protocols import Camera, Frame
+from drivers.recording import Recorder
 from drivers.robot import Robot
 from edge.contract import Affordance, Task, Trajectory, not_found
 from edge.control import Controller, MotionError
 from edge.decode import Decision, decide
 from edge.engine.protocol import Engine
+from edge.freshness import FreshnessLimits, StaleError, check_fresh
 from edge.geometry import Grasp, lift_affordance, lift_trajectory
 from edge.kinematics import Kinematics
 from edge.motion import JointTrajectory, is_holding, plan_move, plan_pick, plan_place
+from edge.recorded import decision_record
 from edge.trace import Tracer
 
 CLEARANCE_M = 0.015  # between what is carried and everything it passes over
@@ -66,6 +67,8 @@ class Runtime:
         deadline_s: an answer comes within so many seconds, of a reasoning or a path cut short if need be.
         trust_cut: act on answers cut short. What is forced out of half a thought may be a guess, and half a path ends
             somewhere; without this such an answer ends the order.
+        freshness: what a decision may have become until the motion starts.
+        recorder: gets frames and decisions; the controller has its own.
     """
 
     def __init__(
@@ -79,12 +82,15 @@ class Runtime:
         say: Callable[[str], None] = lambda text: None,
         deadline_s: float | None = None,
         trust_cut: bool = False,
+        freshness: FreshnessLimits = FreshnessLimits(),  # noqa: B008 (frozen)
+        recorder: Recorder | None = None,
     ) -> None:
         calibration.check(camera.intrinsics, camera.serial, robot.name)
         self.robot, self.camera, self.controller, self.engine = robot, camera, controller, engine
         self.calibration, self.tracer, self.say = calibration, tracer, say
         self.kinematics = Kinematics(robot)
-        self._deadline_s, self._trust_cut = deadline_s, trust_cut
+        self._deadline_s, self._trust_cut, self._freshness = deadline_s, trust_cut, freshness
+        self._recorder = recorder
         self._drafts: dict[tuple[Task, str], tuple[int, ...]] = {}
 
     def go_ready(self) -> None:
@@ -105,6 +111,8 @@ class Runtime:
         for attempt in range(1, attempts + 1):
             with self.tracer.stage("capture"):
                 frame = self.camera.read()
+            if self._recorder is not None:
+                self._recorder.frame(frame)
             began = time.monotonic()
             grasp_decision = path_decision = None
             try:
@@ -118,6 +126,13 @@ class Runtime:
                 finally:
                     decision_s += time.monotonic() - began
                 grasp, pick, place = self._plan(frame, grasp_decision, path_decision)
+                self._require_fresh(frame, grasp_decision)
+            except StaleError as error:
+                reason = str(error)
+                if attempt < attempts:
+                    self.say(f"{reason}; looking again")
+                    continue
+                return Outcome(False, reason, attempt, frame, grasp_decision, path_decision, decision_s, motion_s)
             except UserError as error:  # not found, too wide, out of reach: said in words, nothing moved
                 return Outcome(False, str(error), attempt, frame, grasp_decision, path_decision, decision_s, motion_s)
             began = time.monotonic()
@@ -148,6 +163,17 @@ class Runtime:
             tracer=self.tracer,
         )
         self._drafts[question] = decision.tokens
+        if self._recorder is not None:
+            record = decision_record(
+                decision,
+                frame,
+                task,
+                order.instruction,
+                self.engine.bundle,
+                deadline_s=self._deadline_s,
+                draft=draft,
+            )
+            self._recorder.decision(time.monotonic(), record)
         if len(self._drafts) > _DRAFTS:
             del self._drafts[next(iter(self._drafts))]
         return decision
@@ -161,6 +187,14 @@ class Runtime:
             raise UserError(not_found(task, order.instruction))
         if decision.unsure:
             raise UserError(decision.unsure)
+
+    def _require_fresh(self, frame: Frame, decision: Decision) -> None:
+        """What was decided on must still be so. Raises StaleError."""
+        box = decision.answer.output
+        assert isinstance(box, Affordance)
+        with self.tracer.stage("capture"):
+            newest = self.camera.read()
+        check_fresh(frame, newest, box, self._freshness)
 
     def _plan(
         self, frame: Frame, grasp_decision: Decision, path_decision: Decision | None
@@ -181,18 +215,16 @@ class Runtime:
             place = None
             if waypoints is not None:
                 place = plan_place(self.kinematics, pick.position_rad[-1], waypoints, grasp)
+                self.controller.check(place)  # before the object is picked up
         return grasp, pick, place
 
     def _move(self, grasp: Grasp, pick: JointTrajectory, place: JointTrajectory | None) -> str:
         """Make the motions; why it failed, or nothing."""
         self.say("picking")
         self.controller.execute(pick)
-        if not is_holding(self.kinematics, self._measured(), grasp):
+        if not is_holding(self.kinematics, self.controller.read().position_rad, grasp):
             return "the jaws closed on nothing"
         if place is not None:
             self.say("placing")
             self.controller.execute(place)
         return ""
-
-    def _measured(self) -> np.ndarray:
-        return self.controller.arm.read().position_rad

@@ -60,6 +60,13 @@ def plan_move(q_from_rad: ArrayLike, q_to_rad: ArrayLike) -> JointTrajectory:
     return _timed(np.array([q_from_rad, q_to_rad], dtype=float))
 
 
+def plan_rest(trajectory: JointTrajectory, q_from_rad: ArrayLike) -> JointTrajectory:
+    """What is left of a trajectory that ended on its way at ``q_from_rad`` (6,), from rest to rest."""
+    q_from = np.asarray(q_from_rad, dtype=float)
+    nearest = int(np.abs(trajectory.position_rad - q_from).max(axis=1).argmin())
+    return _timed(np.vstack([q_from, trajectory.position_rad[nearest:]]))
+
+
 def plan_pick(
     kin: Kinematics, q_now_rad: ArrayLike, grasp: Grasp, ready_rad: ArrayLike, table_z_m: float = 0.0
 ) -> JointTrajectory:

@@ -21,6 +21,7 @@ from drivers.errors import DeviceError
 _PORT_ERRORS = (OSError, termios.error)  # serial.SerialException is an OSError
 _QUIET_S = 0.005
 _REOPEN_S = 1.0
+_BABBLE_S = 5.0  # a line that never falls quiet
 
 
 @dataclass
@@ -110,6 +111,30 @@ class ServoBus:
     def ping(self, id: int) -> bool:
         """Whether servo ``id`` answers."""
         return id in self._ask(lambda ids: Packet(ids[0], packets.PING), (id,), self._wire.ping_params)
+
+    def ping_all(self, listen_s: float) -> tuple[list[int], bool]:
+        """The ids that answer a ping to all within ``listen_s`` of the last byte, and whether there was any byte.
+
+        Feetech servos answer at the same time: many of them are heard as noise.
+        """
+        parser = self._wire.hear_statuses(self._wire.ping_params)
+        found: set[int] = set()
+        heard = False
+        with self._lock:
+            try:
+                port = self._port()
+                port.reset_input_buffer()
+                port.write(self._wire.build_instruction(Packet(packets.BROADCAST, packets.PING)))
+                deadline_s = time.monotonic() + listen_s
+                give_up_s = deadline_s + _BABBLE_S
+                while time.monotonic() < min(deadline_s, give_up_s):
+                    if data := port.read(max(1, port.in_waiting)):
+                        heard = True
+                        deadline_s = time.monotonic() + listen_s
+                        found.update(packet.id for packet in parser.feed(data))
+            except _PORT_ERRORS:
+                raise self._lost() from None
+        return sorted(found), heard
 
     def read(self, id: int, register: Register) -> int:
         """Value of one register. Raises DeviceError when the servo is silent or has no such register."""

@@ -60,6 +60,7 @@ class ServoArm:
         self._direction = np.array([joint.direction for joint in joints], dtype=np.float64)
         self._lower_rad, self._upper_rad = robot.lower_rad, robot.upper_rad
         self._torque_on = False
+        self._found_off: tuple[int, ...] = ()
         silent = [id for id in self._ids if not bus.ping(id)]
         if silent:
             what = "no servo answers" if len(silent) == len(self._ids) else f"no answer from {self._named(silent)}"
@@ -120,6 +121,7 @@ class ServoArm:
                 raise DeviceError(f"{error or type(error).__name__}; {what}") from error
             raise
         self._torque_on = True
+        self._found_off = tuple(found_off)
         return JointState((present - self._zero) * self._direction * RAD_PER_COUNT, time.monotonic())
 
     def write(self, position_rad: NDArray[np.float64]) -> None:
@@ -135,6 +137,13 @@ class ServoArm:
         goal_rad = np.clip(goal_rad, self._lower_rad, self._upper_rad)
         counts = np.rint(self._zero + self._direction * goal_rad / RAD_PER_COUNT).astype(int).tolist()
         self.bus.sync_write(dict(zip(self._ids, counts, strict=True)), self.table.goal_position)
+
+    def undo_enable(self) -> None:
+        """Switch torque off where `enable` found it off: an aborted start leaves the arm as it was. Raises DeviceError."""
+        still_on = self._switch_off(self._found_off)
+        if still_on:
+            raise self._error(f"torque stays on at {self._named(still_on)}; hold the arm and cut its power")
+        self._torque_on = False
 
     def disable(self) -> None:
         """Switch torque off on every servo, also when one of them fails. Raises DeviceError naming those that do."""

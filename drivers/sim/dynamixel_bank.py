@@ -169,10 +169,12 @@ class DynamixelBank:
     Attributes:
         wire: the protocol they speak.
         silent: ids that do not answer, as if unplugged.
+        line_baudrate: what the line is set to: servos whose Baud_Rate says otherwise are deaf; None: all hear.
         writes: the latest (id, address, data) that servos were told to write, oldest first.
     """
 
     wire = packets.DYNAMIXEL
+    line_baudrate: int | None = None
 
     def __init__(self, ids: Sequence[int]) -> None:
         self._servos = [_Servo(id) for id in ids]
@@ -269,7 +271,13 @@ class DynamixelBank:
             return [self._status(servo, packets.INSTRUCTION) for servo in self._addressed(packet.id)]
 
     def _addressed(self, id: int) -> list[_Servo]:
-        awake = [servo for servo in self._servos if servo.get(tables.ID) not in self.silent]
+        rates = tables.DYNAMIXEL_X.baud_rates
+        awake = [
+            servo
+            for servo in self._servos
+            if servo.get(tables.ID) not in self.silent
+            and self.line_baudrate in (None, rates.get(servo.get(tables.BAUD_RATE)))
+        ]
         return [servo for servo in awake if id in (BROADCAST, servo.get(tables.ID))]
 
     def _status(self, servo: _Servo, error: int = 0, params: bytes = b"") -> Packet:

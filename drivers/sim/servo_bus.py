@@ -5,11 +5,13 @@ The pseudo-terminal takes servos of any protocol; `drivers.sim.dynamixel_bank` h
 
 from __future__ import annotations
 
+import fcntl
 import heapq
 import os
 import pty
 import random
 import select
+import struct
 import threading
 import time
 import tty
@@ -28,6 +30,7 @@ from drivers.arm.tables import EPROM_END, Register
 
 _MEMORY_BYTES = 128
 _PARTIAL_PACKET_S = 0.01
+_TCGETS2 = 0x802C542A  # Linux: termios with speeds as numbers
 _FACTORY = {
     tables.FIRMWARE_MAJOR: 3,
     tables.FIRMWARE_MINOR: 10,
@@ -131,10 +134,12 @@ class ServoBank:
     Attributes:
         wire: the protocol they speak.
         silent: ids that do not answer, as if unplugged.
+        line_baudrate: what the line is set to: servos whose Baud_Rate says otherwise are deaf; None: all hear.
         writes: the latest (id, address, data) that servos were told to write, oldest first.
     """
 
     wire = packets.FEETECH
+    line_baudrate: int | None = None
 
     def __init__(self, ids: Sequence[int]) -> None:
         self._servos = [_Servo(id) for id in ids]
@@ -212,7 +217,13 @@ class ServoBank:
             return []
 
     def _addressed(self, id: int) -> list[_Servo]:
-        awake = [servo for servo in self._servos if servo.get(tables.ID) not in self.silent]
+        rates = tables.FEETECH_STS.baud_rates
+        awake = [
+            servo
+            for servo in self._servos
+            if servo.get(tables.ID) not in self.silent
+            and self.line_baudrate in (None, rates.get(servo.get(tables.BAUD_RATE)))
+        ]
         return [servo for servo in awake if id in (BROADCAST, servo.get(tables.ID))]
 
     def _status(self, servo: _Servo, params: bytes = b"") -> Packet:
@@ -237,6 +248,8 @@ class ServoBank:
 
 class Bank(Protocol):
     """Servos that answer packets of one protocol."""
+
+    line_baudrate: int | None
 
     @property
     def wire(self) -> Wire: ...
@@ -274,6 +287,8 @@ class ServoBus:
         damage: what goes wrong; or what the line does to each packet, in both directions: its bytes in, the bytes that
             arrive out.
         link: where to keep a symbolic link to the pseudo-terminal while it is plugged in; it is the port then.
+        tap: hears what the host sends, before anything goes wrong with it.
+        heed_baudrate: whether servos hear only at the rate of their Baud_Rate, as on a wire; otherwise at any.
 
     Attributes:
         port: the serial port; another one after ``plug``, unless it is a link.
@@ -284,8 +299,12 @@ class ServoBus:
         bank: Bank,
         damage: Callable[[bytes], bytes] | LineFaults | None = None,
         link: Path | None = None,
+        tap: Callable[[bytes], None] | None = None,
+        heed_baudrate: bool = False,
     ) -> None:
         self._bank = bank
+        self._tap = tap
+        self._heed_baudrate = heed_baudrate
         self._faults = damage if isinstance(damage, LineFaults) else LineFaults()
         self._rng = random.Random(self._faults.seed)
         self._damage = damage if callable(damage) else self._break
@@ -361,8 +380,12 @@ class ServoBus:
                     parser.clear()  # a servo, too, gives up on a packet whose rest does not come
                 continue
             asked = os.read(self._line, 4096)
+            if self._tap is not None:
+                self._tap(asked)
             if self._happens(self._faults.echo):
                 self._send(asked)
+            if self._heed_baudrate:
+                self._bank.line_baudrate = _baudrate(self._line)
             for packet in parser.feed(self._damage(asked)):
                 for answer in self._bank.handle(packet):
                     data = self._damage(wire.build_status(answer)) * (1 + self._happens(self._faults.duplicate))
@@ -384,6 +407,12 @@ class ServoBus:
             os.write(self._line, data)
         except BlockingIOError:
             pass  # nobody reads: a wire would lose the bytes as well
+
+
+def _baudrate(line: int) -> int:
+    """Bits per second that the program at the other end of a pseudo-terminal has set, whatever the number."""
+    speed: int = struct.unpack_from("I", fcntl.ioctl(line, _TCGETS2, bytes(44)), 40)[0]
+    return speed
 
 
 def line_noise(corrupt: float, drop: float, seed: int) -> Callable[[bytes], bytes]:

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
@@ -75,6 +76,7 @@ int Port::open(const std::string& path, uint32_t baudrate) {
   if (fd < 0) return errno;
   int error = set_raw(fd, baudrate);
   if (!error && ioctl(fd, TIOCEXCL) < 0) error = errno;
+  if (!error && flock(fd, LOCK_EX | LOCK_NB) < 0) error = EBUSY;  // binds root, too, and is what pyserial heeds
   if (error) {
     ::close(fd);
     return error;

@@ -98,6 +98,7 @@ Config config_of(const nb::dict& d) {
     if (r->address < layout.block.address || r->address + r->size > layout.block.address + layout.block.size)
       throw nb::value_error("a register lies outside the block that is read");
   const std::pair<const char*, double*> numbers[] = {
+      {"velocity_unit_rad_s", &layout.velocity_unit_rad_s},
       {"load_unit", &layout.load_unit},
       {"voltage_unit_v", &layout.voltage_unit_v},
       {"period_s", &c.period_s},
@@ -175,11 +176,13 @@ class Link {
     return slot_;
   }
 
-  uint32_t post(uint32_t kind, uint32_t plan, double elapsed_s, const std::vector<double>& position_rad) {
+  uint32_t post(uint32_t kind, uint32_t plan, bool parking, double elapsed_s,
+                const std::vector<double>& position_rad) {
     Command& c = shared_->command;
     c.kind = kind;
     c.slot = slot_;
     c.plan = plan;
+    c.parking = parking;
     c.elapsed_s = elapsed_s;
     if (position_rad.size() > kMaxJoints) throw nb::value_error("too many joints");
     std::copy(position_rad.begin(), position_rad.end(), c.position_rad);
@@ -242,6 +245,7 @@ class Link {
     d["temperature_c"] = array_of(s->temperature_c, n);
     d["torque"] = array_of(s->torque, n);
     d["fault"] = array_of(s->fault, n);
+    d["released"] = array_of(s->released, n);
     d["missed"] = s->missed;
     d["write_failures"] = s->write_failures;
     d["timeouts"] = s->timeouts;
@@ -258,7 +262,7 @@ class Link {
     return d;
   }
 
-  // The cycles from number `since` on, as far back as the ring reaches: (next number, t_ns (m,), setpoint_rad (m, n),
+  // The cycles from number `since` on, as far back as the ring reaches: (next number, t_ns (m,), busy_ns (m,), setpoint_rad (m, n),
   // position_rad (m, n), state (m,), written (m,)).
   nb::tuple ring(uint64_t since) const {
     const size_t n = shared_->config.joint_count;
@@ -267,18 +271,19 @@ class Link {
     uint64_t first = std::max(since, next > kRing - kMargin ? next - (kRing - kMargin) : 0);
     first = std::min(first, next);
     const size_t m = static_cast<size_t>(next - first);
-    std::vector<int64_t> t(m);
+    std::vector<int64_t> t(m), busy(m);
     std::vector<float> setpoint(m * n), position(m * n);
     std::vector<uint32_t> state(m), written(m);
     for (size_t i = 0; i < m; ++i) {
       const Sample& sample = shared_->ring[(first + i) % kRing];
       t[i] = sample.t_ns;
+      busy[i] = sample.busy_ns;
       state[i] = sample.state;
       written[i] = sample.written;
       std::copy(sample.setpoint_rad, sample.setpoint_rad + n, &setpoint[i * n]);
       std::copy(sample.position_rad, sample.position_rad + n, &position[i * n]);
     }
-    return nb::make_tuple(next, array_of<int64_t>({m}, t), array_of<float>({m, n}, setpoint),
+    return nb::make_tuple(next, array_of<int64_t>({m}, t), array_of<int64_t>({m}, busy), array_of<float>({m, n}, setpoint),
                           array_of<float>({m, n}, position), array_of<uint32_t>({m}, state),
                           array_of<uint32_t>({m}, written));
   }
@@ -392,7 +397,7 @@ void bind_servo(nb::module_& m) {
       .def("heard", &Link::heard)
       .def("stop", &Link::stop)
       .def("write_plan", &Link::write_plan, nb::arg("times_s"), nb::arg("positions_rad"), nb::arg("velocities_rad_s"))
-      .def("post", &Link::post, nb::arg("kind"), nb::arg("plan") = 0, nb::arg("elapsed_s") = 0.0,
+      .def("post", &Link::post, nb::arg("kind"), nb::arg("plan") = 0, nb::arg("parking") = false, nb::arg("elapsed_s") = 0.0,
            nb::arg("position_rad") = std::vector<double>())
       .def("post_transaction", &Link::post_transaction, nb::arg("operation"), nb::arg("ids"), nb::arg("address"),
            nb::arg("size"), nb::arg("data"))

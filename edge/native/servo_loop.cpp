@@ -21,12 +21,13 @@ namespace {
 constexpr double kRealign = 0.1;       // of a period: later than this, the schedule moves instead of catching up
 constexpr double kAnswerShare = 0.6;   // of a period, by which the servos have to have answered
 constexpr int kBlockEvery = 10;        // cycles between readings of load, voltage and temperature
-constexpr int kTorqueEvery = 20;       // cycles between readings of Torque_Enable
-constexpr int kConfirmations = 3;      // readings in a row before a temperature, a voltage or a lost torque counts
+constexpr int kTorqueEvery = 10;       // cycles between readings of Torque_Enable
+constexpr int kConfirmations = 3;      // readings in a row before a temperature, a voltage or a leap counts
 constexpr int64_t kFreshNs = 100'000'000;
 constexpr int64_t kLookNs = 20'000'000;            // between two looks for a port that is gone
 constexpr int64_t kTransactDisarmedNs = 20'000'000;
 constexpr double kJumpRad = 0.5, kJumpRadS = 10.0;  // more than this since the last reading is a damaged byte
+constexpr int kRestCycles = 40;  // at rest without a commander, before the end
 constexpr int kRealtimePriority = 50;
 constexpr uint64_t kSliceNs = 100'000;
 
@@ -68,7 +69,6 @@ ServoLoop::ServoLoop(Shared* shared, int lifeline)
       lag_ns_(n_, 0),
       hot_(n_, 0),
       weak_(n_, 0),
-      limp_(n_, 0),
       odd_(n_, 0) {
   roots_.sys = config_.sys_root;
   roots_.dev = config_.dev_root;
@@ -109,11 +109,14 @@ int ServoLoop::run() {
     shared_->started = -error;
     return 1;
   }
-  char resolved[PATH_MAX];
-  std::string device = realpath(config_.port, resolved) ? resolved : config_.port;
-  device = device.substr(device.rfind('/') + 1);
-  if (!config_.usb_serial[0])
-    std::strncpy(config_.usb_serial, usb_serial_of(roots_, device).c_str(), kPathBytes - 1);
+  if (!config_.usb_serial[0]) {
+    char resolved[PATH_MAX];
+    const std::string path = config_.port;
+    std::string serial = usb_serial_of(roots_, path.substr(path.rfind('/') + 1));
+    if (serial.empty() && realpath(config_.port, resolved))  // a link of udev's
+      serial = usb_serial_of(roots_, std::string(resolved).substr(std::string(resolved).rfind('/') + 1));
+    std::strncpy(config_.usb_serial, serial.c_str(), kPathBytes - 1);
+  }
   std::memcpy(now_.port, config_.port, kPathBytes);
   now_.connected = 1;
 
@@ -127,7 +130,10 @@ int ServoLoop::run() {
     const int64_t late_ns = begin_ns - due_ns;
     const int64_t realigned = static_cast<int64_t>(kRealign * static_cast<double>(period_ns_));
     due_ns = (late_ns > realigned ? begin_ns : due_ns) + period_ns_;
-    if (commander_gone() && (state_ == State::kDisarmed || (state_ != State::kMoving && motion_->settled()))) break;
+    const bool at_rest = state_ == State::kDisarmed || (state_ != State::kMoving && motion_->settled());
+    // For a moment longer, since a servo may have missed the last setpoint.
+    rested_ = at_rest && commander_gone() ? rested_ + 1 : 0;
+    if (rested_ > kRestCycles) break;
   }
   return 0;
 }
@@ -174,13 +180,17 @@ void ServoLoop::watch(int64_t at_ns) {
   const uint32_t stops = shared_->stop_calls.load(std::memory_order_acquire);
   if (stops != heeded_stops_) {
     heeded_stops_ = stops;
-    if (torque_expected()) enter(State::kStopped, Cause::kStopCalled, -1, at_ns);
+    if (torque_expected() && state_ != State::kStopped) enter(State::kStopped, Cause::kStopCalled, -1, at_ns);
   }
   if (state_ == State::kMoving) {
     const int64_t heard = shared_->heard_ns.load(std::memory_order_acquire);
     if (commander_gone() || at_ns - heard > to_ns(config_.command_timeout_s))
       enter(State::kHolding, Cause::kWatchdog, -1, at_ns);
   }
+  // A servo that comes back after a reset is not where its setpoint is: it would leap there.
+  if (torque_expected())
+    for (size_t i = 0; i < n_; ++i)
+      if (at_ns - answered_ns_[i] > to_ns(config_.servo_timeout_s)) now_.released[i] = 1;
   const bool moving = state_ == State::kMoving, armed = state_ == State::kArmed;
   if (moving || armed) {
     if (!port_.is_open() || at_ns - last_answer_ns_ > to_ns(config_.bus_timeout_s))
@@ -204,9 +214,9 @@ void ServoLoop::watch_joints(int64_t at_ns) {
     const int joint = static_cast<int>(i);
     if (at_ns - answered_ns_[i] > to_ns(config_.servo_timeout_s))
       return enter(State::kHolding, Cause::kServoSilent, joint, at_ns);
-    if (limp_[i] >= kConfirmations) return enter(State::kHolding, Cause::kServoReset, joint, at_ns);
-    if (hot_[i] >= kConfirmations) return enter(State::kHolding, Cause::kTemperature, joint, at_ns);
-    if (weak_[i] >= kConfirmations) return enter(State::kHolding, Cause::kVoltage, joint, at_ns);
+    if (now_.released[i]) return enter(State::kHolding, Cause::kServoReset, joint, at_ns);
+    if (!parking_ && hot_[i] >= kConfirmations) return enter(State::kHolding, Cause::kTemperature, joint, at_ns);
+    if (!parking_ && weak_[i] >= kConfirmations) return enter(State::kHolding, Cause::kVoltage, joint, at_ns);
     if (config_.joints[i].may_squeeze) continue;
     if (std::fabs(now_.load[i]) <= config_.contact_load) overload_ns_[i] = 0;
     else if (!overload_ns_[i]) overload_ns_[i] = at_ns;
@@ -246,7 +256,8 @@ Result ServoLoop::carry_out(const Command& command, int64_t at_ns) {
       if (!fresh(at_ns)) return Result::kNotFresh;
       if (!motion_->settled()) return Result::kMoving;
       motion_->reset(command.position_rad);
-      std::fill(limp_.begin(), limp_.end(), 0);
+      std::copy(command.position_rad, command.position_rad + n_, now_.setpoint_rad);
+      std::fill(now_.released, now_.released + n_, 0u);
       std::fill(overload_ns_.begin(), overload_ns_.end(), 0);
       std::fill(lag_ns_.begin(), lag_ns_.end(), 0);
       heeded_stops_ = shared_->stop_calls.load(std::memory_order_acquire);
@@ -255,11 +266,13 @@ Result ServoLoop::carry_out(const Command& command, int64_t at_ns) {
     case CommandKind::kMove: {
       // Stopped is latched; from a hold, a new plan is the explicit word to go on, once the arm is heard again.
       if (state_ == State::kDisarmed || state_ == State::kStopped) return Result::kWrongState;
+      if (std::any_of(now_.released, now_.released + n_, [](uint32_t r) { return r != 0; })) return Result::kWrongState;
       if (!fresh(at_ns)) return Result::kNotFresh;
       if (state_ == State::kHolding && !motion_->settled()) return Result::kMoving;
       const PlanSlot& slot = shared_->plans[command.slot % kPlanSlots];
       motion_->follow({slot.count, slot.times_s, slot.positions_rad, slot.velocities_rad_s}, command.elapsed_s);
       now_.plan = command.plan;
+      parking_ = command.parking != 0;
       std::fill(overload_ns_.begin(), overload_ns_.end(), 0);
       std::fill(lag_ns_.begin(), lag_ns_.end(), 0);
       enter(State::kMoving, Cause::kNone, -1, at_ns);
@@ -292,9 +305,11 @@ Result ServoLoop::carry_out(const Command& command, int64_t at_ns) {
 
 bool ServoLoop::send_setpoints() {
   const Register& goal = config_.layout.goal;
-  Bytes blocks(n_ * (1 + goal.size));
+  Bytes blocks;
   const double* setpoints = motion_->setpoints();
   for (size_t i = 0; i < n_; ++i) {
+    now_.setpoint_rad[i] = setpoints[i];
+    if (now_.released[i]) continue;
     const JointConfig& j = config_.joints[i];
     const double a = j.zero_count + j.direction * j.lower_rad / j.rad_per_count;
     const double b = j.zero_count + j.direction * j.upper_rad / j.rad_per_count;
@@ -302,11 +317,12 @@ bool ServoLoop::send_setpoints() {
     // Rounding must not lead over a limit; a joint found outside may come back in.
     if (setpoints[i] >= j.lower_rad && setpoints[i] <= j.upper_rad)
       count = std::clamp(std::nearbyint(count), std::ceil(std::min(a, b)), std::floor(std::max(a, b)));
-    uint8_t* block = &blocks[i * (1 + goal.size)];
-    block[0] = j.id;
-    encode(goal, static_cast<int64_t>(std::nearbyint(count)), block + 1);
-    now_.setpoint_rad[i] = setpoints[i];
+    uint8_t word[8];
+    encode(goal, static_cast<int64_t>(std::nearbyint(count)), word);
+    blocks.push_back(j.id);
+    blocks.insert(blocks.end(), word, word + goal.size);
   }
+  if (blocks.empty()) return false;
   const Bytes request = build_sync_write(protocol_, goal.address, goal.size, blocks);
   if (port_.write(request.data(), request.size())) return true;
   ++now_.write_failures;
@@ -368,7 +384,7 @@ void ServoLoop::take(const Register& reg, size_t joint, const Status& status, in
   if (reg.address == layout.torque.address) {
     const bool on = decode(layout.torque, data) != 0;
     now_.torque[joint] = on;
-    limp_[joint] = on || !torque_expected() ? 0 : limp_[joint] + 1;
+    if (!on && torque_expected()) now_.released[joint] = 1;
     return;
   }
   if (reg.address == layout.position.address && reg.size == layout.position.size)
@@ -377,7 +393,7 @@ void ServoLoop::take(const Register& reg, size_t joint, const Status& status, in
     return static_cast<double>(decode(r, data + (r.address - layout.block.address)));
   };
   take_position(joint, static_cast<int64_t>(part(layout.position)), at_ns);
-  now_.velocity_rad_s[joint] = j.direction * part(layout.velocity) * j.rad_per_count;
+  now_.velocity_rad_s[joint] = j.direction * part(layout.velocity) * layout.velocity_unit_rad_s;
   now_.load[joint] = j.direction * part(layout.load) * layout.load_unit;
   now_.voltage_v[joint] = part(layout.voltage) * layout.voltage_unit_v;
   now_.temperature_c[joint] = part(layout.temperature);
@@ -511,6 +527,7 @@ void ServoLoop::publish(bool written) {
   const uint64_t next = shared_->ring_next.load(std::memory_order_relaxed);
   Sample& sample = shared_->ring[next % kRing];
   sample.t_ns = now_.t_ns;
+  sample.busy_ns = now_ns() - now_.t_ns;
   sample.state = now_.state;
   sample.written = written;
   for (size_t i = 0; i < n_; ++i) {

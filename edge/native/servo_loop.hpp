@@ -54,12 +54,14 @@ class ServoLoop {
   State state_ = State::kDisarmed;
   Cause cause_ = Cause::kNone;
   int cause_joint_ = -1;
+  bool parking_ = false;  // the way to rest is gone also when a servo is hot or short of voltage
   bool relax_ = false;  // once at rest, give way to where the arm is
   Snapshot now_;
   int64_t last_begin_ns_ = 0, last_answer_ns_ = 0, look_ns_ = 0;
   uint32_t heeded_stops_ = 0;
   std::vector<int64_t> answered_ns_, overload_ns_, lag_ns_;
-  std::vector<int> hot_, weak_, limp_, odd_;
+  std::vector<int> hot_, weak_, odd_;
+  int rested_ = 0;
   bool quit_ = false;
 };
 

@@ -50,7 +50,7 @@ struct BusLayout {
   uint32_t protocol = 0;
   Register goal, torque, block;
   Register position, velocity, load, voltage, temperature;
-  double load_unit = 0.0, voltage_unit_v = 0.0;
+  double velocity_unit_rad_s = 0.0, load_unit = 0.0, voltage_unit_v = 0.0;
 };
 
 struct Config {
@@ -89,6 +89,7 @@ struct Snapshot {
   double temperature_c[kMaxJoints] = {};
   uint32_t torque[kMaxJoints] = {};  // 0 off, 1 on, 2 not read yet
   uint32_t fault[kMaxJoints] = {};   // error byte of the latest answer
+  uint32_t released[kMaxJoints] = {};  // 1: gets no setpoints any more, since it fell silent or lost its torque
   uint64_t missed = 0;               // cycles left out because one began late
   uint64_t write_failures = 0, timeouts = 0, damaged = 0, stale = 0, echoed = 0, implausible = 0, faults = 0;
   uint64_t lost = 0, reopened = 0;  // times the port was lost, and found again
@@ -99,6 +100,7 @@ struct Snapshot {
 // One cycle in the ring.
 struct Sample {
   int64_t t_ns = 0;
+  int64_t busy_ns = 0;  // from the cycle's begin to the last answer
   float setpoint_rad[kMaxJoints] = {}, position_rad[kMaxJoints] = {};
   uint32_t state = 0, written = 0;
 };
@@ -116,7 +118,7 @@ enum class Operation : uint32_t { kPing, kRead, kWrite, kSyncWrite };
 
 struct Command {
   uint32_t kind = 0;
-  uint32_t slot = 0, plan = 0;
+  uint32_t slot = 0, plan = 0, parking = 0;
   double elapsed_s = 0.0;
   double position_rad[kMaxJoints] = {};  // of kArm and kRestart: the goals that the servos hold
   // kTransact: one register of servos `ids`; `data` holds kTransactBytes a servo, of which `size` count.

@@ -1,6 +1,9 @@
 """One order from frame to motion: what is wrong is said before anything moves, an empty grip is noticed."""
 
+import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import mujoco
 import numpy as np
@@ -11,14 +14,17 @@ from calib.board import Board
 from calib.file import Calibration
 from drivers.errors import UserError
 from drivers.protocols import Frame, JointState
+from drivers.recording import Recorder, Recording
 from drivers.robot import load_robot
 from drivers.sim.render import CAMERA, camera_pose, render
 from drivers.sim.scene import Item, Scene, draw_look
 from drivers.sim.world import build_model, set_arm
 from edge.contract import Affordance, Answer, Trajectory
-from edge.control import Controller
 from edge.decode import Decision
+from edge.freshness import FreshnessLimits
 from edge.loop import Order, Runtime
+from edge.motion import JointTrajectory
+from edge.plan_check import PlanChecker
 from edge.trace import Tracer
 
 ROBOT = load_robot()
@@ -34,8 +40,8 @@ class StillCamera:
 
     serial, intrinsics = SERIAL, CAMERA
 
-    def __init__(self) -> None:
-        model = build_model(SCENE)
+    def __init__(self, scene: Scene = SCENE) -> None:
+        model = build_model(scene)
         data = mujoco.MjData(model)
         set_arm(model, data, ROBOT.ready_rad)
         mujoco.mj_kinematics(model, data)
@@ -43,36 +49,34 @@ class StillCamera:
         self.frame = Frame(picture.rgb, picture.depth_m, 0.0, CAMERA, SERIAL)
 
     def read(self) -> Frame:
-        return self.frame
+        return replace(self.frame, t_s=time.monotonic())
 
     def close(self) -> None:
         pass
 
 
-class ObedientArm:
-    """Is where it is told to be, at once, and never meets anything."""
-
-    joint_names, torque_on = ROBOT.joint_names, True
+class ObedientController:
+    """An arm that is where it is told to be, at once, and never meets anything; trajectories are checked as ever."""
 
     def __init__(self) -> None:
         self.position = ROBOT.ready_rad.copy()
-        self.written: list[np.ndarray] = []
+        self.moves: list[JointTrajectory] = []
+        self._checker = PlanChecker(ROBOT)
+
+    @property
+    def setpoint_rad(self) -> np.ndarray:
+        return self.position.copy()
 
     def read(self) -> JointState:
         return JointState(self.position.copy())
 
-    def enable(self) -> JointState:
-        return self.read()
+    def check(self, trajectory: JointTrajectory) -> None:
+        self._checker.check(trajectory.position_rad)
 
-    def write(self, position_rad: np.ndarray) -> None:
-        self.position = np.array(position_rad)
-        self.written.append(self.position.copy())
-
-    def disable(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def execute(self, trajectory: JointTrajectory) -> None:
+        self.check(trajectory)
+        self.moves.append(trajectory)
+        self.position = trajectory.position_rad[-1].copy()
 
 
 def calibration() -> Calibration:
@@ -91,20 +95,16 @@ def camera() -> StillCamera:
 
 
 @pytest.fixture
-def arm() -> ObedientArm:
-    return ObedientArm()
+def arm() -> ObedientController:
+    return ObedientController()
 
 
-def started(camera: StillCamera, arm: ObedientArm, **options: object) -> Runtime:
-    tracer = Tracer()
-    controller = Controller(arm, tracer, ROBOT.rest_rad, rate_hz=1000.0)
-    controller.startup()
-    arm.written.clear()
-    return Runtime(ROBOT, camera, controller, None, calibration(), tracer, **options)  # type: ignore[arg-type]
+def started(camera: StillCamera, arm: ObedientController, **options: object) -> Runtime:
+    return Runtime(ROBOT, camera, arm, None, calibration(), Tracer(), **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def runtime(camera: StillCamera, arm: ObedientArm) -> Runtime:
+def runtime(camera: StillCamera, arm: ObedientController) -> Runtime:
     return started(camera, arm)
 
 
@@ -135,26 +135,25 @@ def cube_box() -> Affordance:
     ],
 )
 def test_a_calibration_of_something_else_is_refused_and_nothing_moves(
-    camera: StillCamera, arm: ObedientArm, wrong: dict, said: str
+    camera: StillCamera, arm: ObedientController, wrong: dict, said: str
 ) -> None:
-    controller = Controller(arm, Tracer(), ROBOT.rest_rad)
     with pytest.raises(UserError, match=said):
-        Runtime(ROBOT, camera, controller, None, replace(calibration(), **wrong), Tracer())  # type: ignore[arg-type]
-    assert not arm.written
+        Runtime(ROBOT, camera, arm, None, replace(calibration(), **wrong), Tracer())  # type: ignore[arg-type]
+    assert not arm.moves
 
 
 def test_a_box_on_the_bare_table_is_said_and_nothing_moves(runtime, arm, monkeypatch) -> None:
     answers(monkeypatch, Affordance(*pixel_of((0.24, 0.12, 0.0)), 0.05, 0.05))
     outcome = runtime.carry_out(Order("pick up the red cube", place=False))
     assert not outcome.done and "nothing stands on the table" in outcome.reason
-    assert not arm.written
+    assert not arm.moves
 
 
 def test_a_box_on_something_too_wide_is_said_and_nothing_moves(runtime, arm, monkeypatch) -> None:
     answers(monkeypatch, Affordance(*pixel_of((BOWL.x_m, BOWL.y_m, 0.015)), 0.25, 0.3))
     outcome = runtime.carry_out(Order("pick up the blue bowl", place=False))
     assert not outcome.done and "wide" in outcome.reason
-    assert not arm.written
+    assert not arm.moves
 
 
 @pytest.mark.parametrize("place", [False, True])
@@ -168,8 +167,8 @@ def test_an_object_that_is_not_there_is_said_and_nothing_is_planned_or_moves(
     assert asked == [("affordance", "pick up the pink duck")]
     assert outcome.grasp is not None and outcome.grasp.answer == Answer("because", None)
     assert outcome.path is None and outcome.motion_s == 0.0
-    assert not arm.written
-    assert not {"lift", "plan", "actuate"} & set(runtime.tracer.summary())
+    assert not arm.moves
+    assert not {"lift", "plan"} & set(runtime.tracer.summary())
 
 
 def test_a_container_that_is_not_there_is_said_and_nothing_is_planned_or_moves(runtime, arm, monkeypatch) -> None:
@@ -180,8 +179,8 @@ def test_a_container_that_is_not_there_is_said_and_nothing_is_planned_or_moves(r
     assert [task for task, _ in asked] == ["affordance", "trajectory"]
     assert outcome.grasp is not None and outcome.grasp.answer.output == cube_box()
     assert outcome.path is not None and outcome.path.answer.output is None
-    assert not arm.written and outcome.motion_s == 0.0
-    assert not {"lift", "plan", "actuate"} & set(runtime.tracer.summary())
+    assert not arm.moves and outcome.motion_s == 0.0
+    assert not {"lift", "plan"} & set(runtime.tracer.summary())
 
 
 @pytest.mark.parametrize(
@@ -208,10 +207,8 @@ def test_half_an_answer_moves_nothing_unless_trusted(
 
     monkeypatch.setattr(edge.loop, "decide", decide)
     monkeypatch.setattr(edge.loop, "is_holding", lambda *args: True)
-    moves: list[object] = []
-    monkeypatch.setattr(runtime.controller, "execute", moves.append)
     outcome = runtime.carry_out(Order("put the red cube in the blue bowl", place=True))
-    assert outcome.done == trusted and len(moves) == 2 * trusted
+    assert outcome.done == trusted and len(arm.moves) == 2 * trusted
     if not trusted:
         assert said in outcome.reason and outcome.motion_s == 0.0
 
@@ -231,8 +228,8 @@ def test_an_unsure_answer_ends_the_order_and_nothing_is_planned_or_moves(
     monkeypatch.setattr(edge.loop, "decide", decide)
     outcome = runtime.carry_out(Order("put the red cube in the blue bowl", place=True))
     assert not outcome.done and outcome.reason == "not sure: because" and outcome.attempts == 1
-    assert not arm.written and outcome.motion_s == 0.0
-    assert not {"lift", "plan", "actuate"} & set(runtime.tracer.summary())
+    assert not arm.moves and outcome.motion_s == 0.0
+    assert not {"lift", "plan"} & set(runtime.tracer.summary())
 
 
 def test_the_last_answer_to_a_question_is_its_next_draft(runtime, monkeypatch) -> None:
@@ -282,7 +279,7 @@ def test_jaws_that_close_on_nothing_are_noticed_and_nothing_is_carried(runtime, 
     assert not outcome.done and "closed on nothing" in outcome.reason
     tip = runtime.kinematics.fk(arm.position)[:3, 3]
     assert np.hypot(tip[0] - CUBE.x_m, tip[1] - CUBE.y_m) < 0.04  # still over the cube, not at the bowl
-    assert {"capture", "lift", "plan", "actuate"} <= set(runtime.tracer.summary())
+    assert {"capture", "lift", "plan"} <= set(runtime.tracer.summary())
 
 
 def test_a_held_object_is_carried_to_the_container(runtime, arm, monkeypatch) -> None:
@@ -294,3 +291,39 @@ def test_a_held_object_is_carried_to_the_container(runtime, arm, monkeypatch) ->
     assert outcome.done and outcome.attempts == 1
     tip = runtime.kinematics.fk(arm.position)[:3, 3]
     assert np.hypot(tip[0] - BOWL.x_m, tip[1] - BOWL.y_m) < 0.04
+
+
+def test_a_target_that_moved_since_the_decision_is_looked_at_again_and_nothing_moves(
+    camera: StillCamera, arm: ObedientController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = cube_box()
+    asked = answers(monkeypatch, box)
+    elsewhere = StillCamera(Scene((replace(CUBE, y_m=CUBE.y_m - 0.05), BOWL), SCENE.look))
+    frames = iter([camera.read(), elsewhere.read(), elsewhere.read(), camera.read()])
+    monkeypatch.setattr(camera, "read", lambda: replace(next(frames), t_s=time.monotonic()))
+    outcome = started(camera, arm).carry_out(Order("pick up the red cube", place=False))
+    assert not outcome.done and not arm.moves
+    assert len(asked) == 2 and outcome.attempts == 2
+
+
+def test_a_decision_older_than_its_limit_starts_no_motion(
+    camera: StillCamera, arm: ObedientController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, cube_box())
+    runtime = started(camera, arm, freshness=FreshnessLimits(decision_s=0.0))
+    outcome = runtime.carry_out(Order("pick up the red cube", place=False))
+    assert not outcome.done and "decision" in outcome.reason and not arm.moves
+
+
+def test_a_run_is_recorded_with_what_was_seen_and_decided(
+    camera: StillCamera, arm: ObedientController, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers(monkeypatch, cube_box())
+    monkeypatch.setattr(edge.loop, "decision_record", lambda decision, frame, task, *_, **__: {"task": task})
+    with Recorder(tmp_path / "run.mcap", joint_names=ROBOT.joint_names) as recorder:
+        runtime = started(camera, arm, recorder=recorder)
+        monkeypatch.setattr(runtime, "engine", SimpleNamespace(bundle=None))
+        runtime.carry_out(Order("pick up the red cube", place=False), attempts=1)
+    recording = Recording(tmp_path / "run.mcap")
+    assert [message.data["task"] for message in recording.messages("/decision")] == ["affordance"]
+    np.testing.assert_array_equal(next(iter(recording.frames())).rgb, camera.frame.rgb)
