@@ -110,7 +110,7 @@ class Camera(Protocol):
 
 
 class Arm(Protocol):
-    """An arm that takes joint setpoints (radians, in the order of ``joint_names``, the gripper last)."""
+    """An arm, joints in radians, in the order of ``joint_names``, the gripper last. Setpoints are the servo loop's."""
 
     @property
     def joint_names(self) -> tuple[str, ...]: ...
@@ -127,10 +127,6 @@ class Arm(Protocol):
 
         Raises DeviceError when that fails; torque is then as it was found.
         """
-        ...
-
-    def write(self, position_rad: NDArray[np.float64]) -> None:
-        """Send setpoints; they are clipped to the joint limits. Raises DeviceError if torque is off."""
         ...
 
     def disable(self) -> None:

@@ -76,6 +76,7 @@ class Safety:
         table_z_m: height of the table in the base frame; nothing of the arm but its base goes lower.
         workspace: the tool's tip stays inside.
         keep_out: nothing of the arm comes into these, by name.
+        stop_inputs: what else stops the arm: ``keyboard``, ``serial:PORT`` or ``gpio:CHIP:LINE``.
     """
 
     command_timeout_s: float
@@ -86,6 +87,7 @@ class Safety:
     table_z_m: float
     workspace: Box
     keep_out: dict[str, Box]
+    stop_inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,8 +271,11 @@ def _read_limits(top: _Fields, joints: tuple[Joint, ...]) -> MotionLimits:
 
 
 def _read_safety(top: _Fields) -> Safety:
-    names = tuple(Safety.__dataclass_fields__)
-    fields = top.mapping("safety", names)
+    names = tuple(name for name in Safety.__dataclass_fields__ if name != "stop_inputs")
+    fields = top.mapping("safety", names, optional=("stop_inputs",))
+    stops = fields.values.get("stop_inputs", [])
+    if not isinstance(stops, list) or not all(isinstance(item, str) for item in stops):
+        raise fields.error("stop_inputs", f"must be a list such as [keyboard, 'serial:/dev/ttyUSB1'], got {stops!r}")
     keep_out = fields.mapping("keep_out", may_be_empty=True)
     return Safety(
         command_timeout_s=fields.number("command_timeout_s", 0.02, 10.0),
@@ -281,6 +286,7 @@ def _read_safety(top: _Fields) -> Safety:
         table_z_m=fields.number("table_z_m", -5.0, 5.0),
         workspace=fields.box("workspace"),
         keep_out={name: keep_out.box(name) for name in keep_out.values},
+        stop_inputs=tuple(stops),
     )
 
 

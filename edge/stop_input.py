@@ -218,6 +218,34 @@ class GpioStop:
         self._request.release()
 
 
+def open_stop_inputs(texts: Sequence[str]) -> list[StopInput]:
+    """The inputs that a robot file names: ``keyboard``, ``serial:PORT``, ``gpio:CHIP:LINE``.
+
+    Raises UserError for one that is none of these or cannot be opened; those before it are closed again.
+    """
+    opened: list[StopInput] = []
+    try:
+        for text in texts:
+            opened.append(_open(text))
+    except BaseException:
+        for one in opened:
+            one.close()
+        raise
+    return opened
+
+
+def _open(text: str) -> StopInput:
+    kind, _, rest = text.partition(":")
+    chip, _, line = rest.rpartition(":")
+    if text == "keyboard":
+        return KeyboardStop()
+    if kind == "serial" and rest:
+        return SerialStop(rest)
+    if kind == "gpio" and chip and line.isdecimal():
+        return GpioStop(chip, int(line))
+    raise UserError(f"stop input {text!r}: expected keyboard, serial:PORT or gpio:CHIP:LINE (gpio:/dev/gpiochip0:17)")
+
+
 class StopWatch:
     """One thread that listens to stop inputs and calls ``stop`` with the name and the reason, as soon as one says so.
 

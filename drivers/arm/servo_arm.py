@@ -124,22 +124,11 @@ class ServoArm:
         self._found_off = tuple(found_off)
         return JointState((present - self._zero) * self._direction * RAD_PER_COUNT, time.monotonic())
 
-    def write(self, position_rad: NDArray[np.float64]) -> None:
-        """Send setpoints (n,), clipped to the joint limits of the robot's model.
-
-        Raises DeviceError if torque is off, ValueError on a wrong shape or a number that is not finite.
-        """
-        if not self._torque_on:
-            raise self._error("torque is off, so the arm takes no setpoints; enable it first")
-        goal_rad = np.asarray(position_rad, dtype=np.float64)
-        if goal_rad.shape != self._zero.shape or not np.isfinite(goal_rad).all():
-            raise ValueError(f"setpoints must be {len(self._ids)} finite numbers, got {position_rad!r}")
-        goal_rad = np.clip(goal_rad, self._lower_rad, self._upper_rad)
-        counts = np.rint(self._zero + self._direction * goal_rad / RAD_PER_COUNT).astype(int).tolist()
-        self.bus.sync_write(dict(zip(self._ids, counts, strict=True)), self.table.goal_position)
-
     def undo_enable(self) -> None:
-        """Switch torque off where `enable` found it off: an aborted start leaves the arm as it was. Raises DeviceError."""
+        """Switch torque off where `enable` found it off, since an aborted start leaves the arm as it was.
+
+        Raises DeviceError naming the servos that do not confirm.
+        """
         still_on = self._switch_off(self._found_off)
         if still_on:
             raise self._error(f"torque stays on at {self._named(still_on)}; hold the arm and cut its power")
@@ -172,7 +161,7 @@ class ServoArm:
                 raise self._error(f"{what}; write {good[0]} to register {address} while torque is off")
 
     def _check_limits(self) -> None:
-        """Setpoints are clipped to the limits, so from outside them the first one would be a jump."""
+        """Far outside its limits a joint's zero is wrong, and every angle with it."""
         q_rad = self.read().position_rad
         for name, q, lower, upper in zip(self._names, q_rad, self._lower_rad, self._upper_rad, strict=True):
             if not lower - OUTSIDE_RAD <= q <= upper + OUTSIDE_RAD:

@@ -25,7 +25,7 @@ from edge.control.loop_arm import LoopArm
 from edge.control.servo_loop import RATE_HZ, Cause, ServoLoop, ServoState, State
 from edge.motion import JointTrajectory, plan_move, plan_rest
 from edge.plan_check import PlanChecker
-from edge.stop_input import StopInput, StopWatch
+from edge.stop_input import StopInput, StopWatch, open_stop_inputs
 from edge.trace import Tracer
 
 Array = NDArray[np.float64]
@@ -68,7 +68,7 @@ class Controller:
             parking from far away goes there first.
         port: instead of the robot file's.
         tracer: gets one ``actuate`` duration for each cycle of a motion: from its begin to the servos' last answer.
-        stop_inputs: whatever else may stop the arm; closed with it.
+        stop_inputs: whatever else may stop the arm, closed with it; those of the robot file if left out.
         recorder: gets setpoints, joint states and events; not closed.
         rate_hz: of setpoints.
         realtime: ask for real-time priority; ``messages`` says what was refused.
@@ -80,7 +80,7 @@ class Controller:
         port: str | None = None,
         tracer: Tracer | None = None,
         *,
-        stop_inputs: Sequence[StopInput] = (),
+        stop_inputs: Sequence[StopInput] | None = None,
         recorder: Recorder | None = None,
         rate_hz: float = RATE_HZ,
         realtime: bool = True,
@@ -90,7 +90,7 @@ class Controller:
         self.recorder = recorder
         self.messages: list[str] = []
         self._port, self._rate_hz, self._realtime = port, rate_hz, realtime
-        self._stop_inputs = stop_inputs
+        self._stop_inputs: Sequence[StopInput] | None = stop_inputs
         self._checker = PlanChecker(robot)
         self._running = ExitStack()
         self._loop: ServoLoop | None = None
@@ -150,6 +150,8 @@ class Controller:
         self.messages = self._loop.messages
         self._arm = LoopArm(self._loop)
         self._first_reading()
+        if self._stop_inputs is None:
+            self._stop_inputs = open_stop_inputs(self.robot.safety.stop_inputs)
         try:
             self._loop.arm(self._arm.enable().position_rad)
             if self._stop_inputs:
@@ -181,7 +183,7 @@ class Controller:
         try:
             self._running.close()
         finally:
-            for one in self._stop_inputs:
+            for one in self._stop_inputs or ():
                 one.close()
             while self._previous_handlers:
                 number, handler = self._previous_handlers.popitem()

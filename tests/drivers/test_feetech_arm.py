@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from drivers.arm import tables
 from drivers.arm.packets import Packet, decode, encode
@@ -91,8 +89,6 @@ def test_enable_that_fails_leaves_the_arm_limp(
         arm.enable()
     assert not bank.torque_enabled().any()
     assert not arm.torque_on
-    with pytest.raises(DeviceError, match="torque is off"):
-        arm.write(ROBOT.rest_rad)
 
 
 def test_enable_that_fails_leaves_torque_where_it_found_it(
@@ -180,27 +176,6 @@ def test_a_servo_in_velocity_mode_is_refused(arm: ServoArm, bank: ServoBank) -> 
     with pytest.raises(DeviceError, match=r"servo 5 \(wrist_roll\) has Operating_Mode 1, expected 0"):
         arm.enable()
     assert not bank.torque_enabled().any()
-
-
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.floats(-10, 10), min_size=6, max_size=6))
-def test_setpoints_reach_the_servos_within_the_limits(arm: ServoArm, bank: ServoBank, goal_rad: list[float]) -> None:
-    if not arm.torque_on:
-        arm.enable()
-    arm.write(np.array(goal_rad))
-    arm.read()  # answered after the setpoints were taken
-    sent_rad = (bank.goal_counts() - 2048) * RAD_PER_COUNT
-    expected_rad = np.clip(goal_rad, ROBOT.lower_rad, ROBOT.upper_rad)
-    np.testing.assert_allclose(sent_rad, expected_rad, atol=0.51 * RAD_PER_COUNT)
-
-
-@pytest.mark.parametrize("bad", [np.zeros(5), np.array([0, 0, np.nan, 0, 0, 0.0]), np.full(6, np.inf)])
-def test_setpoints_that_are_no_pose_are_refused(arm: ServoArm, bank: ServoBank, bad: np.ndarray) -> None:
-    arm.enable()
-    with pytest.raises(ValueError, match="6 finite numbers"):
-        arm.write(bad)
-    arm.read()
-    assert bank.goal_counts().tolist() == COUNTS
 
 
 def test_disable_switches_all_off_and_close_switches_nothing(arm: ServoArm, bank: ServoBank) -> None:

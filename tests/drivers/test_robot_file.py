@@ -143,6 +143,7 @@ def test_ready_leaves_the_view_of_the_table_free(robot: Robot) -> None:
         ("safety.workspace.upper_m", [0.1, 0.2], "field safety.workspace.upper_m must be three numbers"),
         ("safety.workspace.upper_m", [-1, -1, -1], "field safety.workspace.lower_m must be below upper_m"),
         ("safety.keep_out", {"lamp": {"lower_m": [0, 0, 0]}}, "field safety.keep_out.lamp.upper_m is missing"),
+        ("safety.stop_inputs", "keyboard", "field safety.stop_inputs must be a list"),
         ("model", "nothing.xml", "which does not exist"),
         ("model", str(SO101_PATH), "which MuJoCo cannot read"),
         ("rest_rad", [0.0, 1.0], "field rest_rad must be 6 angles"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from drivers.arm.servo_arm import open_arm
+from drivers.arm.tables import GOAL_POSITION, RAD_PER_COUNT
 from drivers.camera.sim import SimCamera
 from drivers.errors import DeviceError
 from drivers.robot import load_robot
@@ -33,6 +34,12 @@ def wait_for(condition, timeout_s: float = 10.0) -> bool:
     return True
 
 
+def tell(arm, robot, position_rad) -> None:
+    """Setpoints, as the servo loop sends them."""
+    joints = zip(robot.arm.joints, position_rad, strict=True)
+    arm.bus.sync_write({j.id: round(j.zero_count + j.direction * q / RAD_PER_COUNT) for j, q in joints}, GOAL_POSITION)
+
+
 def lying_still(arm) -> np.ndarray:
     """Measured joints once they have not changed for 0.3 s."""
     positions = [arm.read().position_rad]
@@ -52,9 +59,9 @@ def test_the_arm_lies_still_until_it_is_told_to_move_and_then_goes_there(table, 
     arm.enable()
     time.sleep(0.3)
     assert np.abs(arm.read().position_rad - lying).max() < 0.02
-    arm.write(robot.ready_rad)
+    tell(arm, robot, robot.ready_rad)
     assert wait_for(lambda: np.abs(arm.read().position_rad - robot.ready_rad).max() < 0.02)
-    arm.write(robot.rest_rad)
+    tell(arm, robot, robot.rest_rad)
     assert wait_for(lambda: np.abs(arm.read().position_rad - robot.rest_rad).max() < 0.02)
     arm.disable()
     assert np.abs(lying_still(arm) - robot.rest_rad).max() < 0.15

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from drivers.errors import DeviceError, UserError
 from edge import stop_input
-from edge.stop_input import POLL_S, STOP_KEYS, GpioStop, KeyboardStop, SerialStop, StopWatch
+from edge.stop_input import POLL_S, STOP_KEYS, GpioStop, KeyboardStop, SerialStop, StopWatch, open_stop_inputs
 
 ROOT = Path(__file__).parents[2]
 SOON_S = 2.0  # on a busy machine
@@ -370,3 +370,21 @@ def test_closing_ends_the_thread_and_closes_all_inputs() -> None:
         watch.close()
     assert not watch.running and inputs[0].closed and inputs[1].closed
     watch.close()
+
+
+def test_a_robot_file_names_its_stop_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[object, ...]] = []
+    for name in ("KeyboardStop", "SerialStop", "GpioStop"):
+        monkeypatch.setattr(stop_input, name, lambda *args, name=name: opened.append((name, *args)))
+    open_stop_inputs(["keyboard", "serial:/dev/ttyUSB1", "gpio:/dev/gpiochip0:17"])
+    assert opened == [("KeyboardStop",), ("SerialStop", "/dev/ttyUSB1"), ("GpioStop", "/dev/gpiochip0", 17)]
+
+
+@pytest.mark.parametrize("text", ["", "button", "serial:", "gpio:17", "gpio:/dev/gpiochip0:x", "keyboard:"])
+def test_a_stop_input_that_is_none_is_refused_and_those_before_it_are_closed(text: str) -> None:
+    line, far_end = pty.openpty()
+    with pytest.raises(UserError, match="expected keyboard, serial:PORT or gpio:CHIP:LINE"):
+        open_stop_inputs([f"serial:{os.ttyname(far_end)}", text])
+    SerialStop(os.ttyname(far_end)).close()
+    os.close(line)
+    os.close(far_end)
