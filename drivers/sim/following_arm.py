@@ -68,14 +68,15 @@ class WireTap:
     def __init__(self, wire: Wire, goal: Register) -> None:
         self._parser = wire.hear_instructions()
         self._goal = goal
+        self._head = wire.sync_write((), goal).params
         self.t_s: list[float] = []
         self.goals: list[dict[int, int]] = []
 
     def __call__(self, data: bytes) -> None:
         for packet in self._parser.feed(data):
-            if packet.code == SYNC_WRITE and packet.params[0] == self._goal.address:
+            if packet.code == SYNC_WRITE and packet.params.startswith(self._head):
                 size = self._goal.size + 1
-                blocks = [packet.params[i : i + size] for i in range(2, len(packet.params), size)]
+                blocks = [packet.params[i : i + size] for i in range(len(self._head), len(packet.params), size)]
                 self.t_s.append(time.monotonic())
                 self.goals.append({block[0]: decode(self._goal, block[1:]) for block in blocks})
 

@@ -3,6 +3,7 @@
 #include <asm/termbits.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/serial.h>
 #include <poll.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
@@ -36,6 +37,14 @@ int set_raw(int fd, uint32_t baudrate) {
   t.c_cc[VMIN] = 0;
   t.c_cc[VTIME] = 0;
   return ioctl(fd, TCSETS2, &t) < 0 ? errno : 0;
+}
+
+// FTDI adapters keep answers back for 16 ms unless asked not to; others know no such thing.
+void ask_for_low_latency(int fd) {
+  serial_struct settings{};
+  if (ioctl(fd, TIOCGSERIAL, &settings) < 0) return;
+  settings.flags |= ASYNC_LOW_LATENCY;
+  ioctl(fd, TIOCSSERIAL, &settings);
 }
 
 }  // namespace
@@ -81,6 +90,7 @@ int Port::open(const std::string& path, uint32_t baudrate) {
     ::close(fd);
     return error;
   }
+  ask_for_low_latency(fd);
   fd_ = fd;
   discard_input();
   return 0;

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivers.arm import tables
+from drivers.arm import dynamixel_tables, tables
+from drivers.arm.dynamixel_packets import DYNAMIXEL
 from drivers.arm.packets import FEETECH
 from drivers.errors import DeviceError, UserError
-from drivers.robot import load_robot
+from drivers.robot import SO101_PATH, load_robot
+from drivers.sim.dynamixel_bank import DynamixelBank
 from drivers.sim.following_arm import FollowingBank, WireTap
 from drivers.sim.servo_bus import LineFaults, ServoBus
 from edge.control import Cause, Controller, MotionError, ServoLoop, State, Stopped
@@ -265,7 +267,8 @@ def test_a_commander_that_falls_silent_makes_the_arm_hold(ready: Bench) -> None:
 
 CHILD = """
 import sys, numpy as np
-from drivers.robot import load_robot
+from drivers.robot import SO101_PATH, load_robot
+from drivers.sim.dynamixel_bank import DynamixelBank
 from edge.control import Controller
 from edge.motion import plan_move
 robot = load_robot()
@@ -517,3 +520,26 @@ def test_a_motion_goes_on_when_the_bus_that_was_lost_is_back(tmp_path: Path) -> 
     finally:
         bench.bus.close()
     check_wire(bench)
+
+
+def test_dynamixel_servos_are_driven_by_the_same_loop() -> None:
+    robot = load_robot(SO101_PATH.with_name("koch.yaml"))
+    ids = [joint.id for joint in robot.arm.joints]
+    bank = DynamixelBank(ids)
+    zero = np.array([joint.zero_count for joint in robot.arm.joints])
+    direction = np.array([joint.direction for joint in robot.arm.joints])
+    bank.set_present(np.rint(zero + direction * robot.ready_rad / COUNT_RAD), load=0.0, voltage_v=12.0)
+    tap = WireTap(DYNAMIXEL, dynamixel_tables.GOAL_POSITION)
+    goal = robot.ready_rad + [0.1, 0, 0, 0, 0, 0]  # within what the lag of a servo that does not move may be
+    with ServoBus(bank, LineFaults(corrupt=0.01, seed=4), tap=tap) as bus:
+        with pytest.raises(MotionError, match="could not be parked"), Controller(robot, bus.port) as controller:
+            assert bank.torque_enabled().all()
+            controller.move_to(goal)
+            np.testing.assert_allclose(controller.setpoint_rad, goal, atol=1e-6)
+            state = controller.state()
+            np.testing.assert_allclose(state.position_rad, robot.ready_rad, atol=COUNT_RAD)
+            np.testing.assert_allclose(state.voltage_v, 12.0)
+            sent = tap.angles(robot)
+    np.testing.assert_allclose(sent[-1], goal, atol=COUNT_RAD)
+    assert np.abs(np.diff(sent, axis=0)).max() <= robot.limits.velocity_rad_s.max() * 0.005 + COUNT_RAD
+    assert bank.torque_enabled().all()
