@@ -64,9 +64,9 @@ ServoLoop::ServoLoop(Shared* shared, int lifeline)
       parser_(protocol_),
       n_(shared->config.joint_count),
       period_ns_(to_ns(shared->config.period_s)),
-      answered_ns_(n_, 0),
       overload_ns_(n_, 0),
       lag_ns_(n_, 0),
+      unheard_(n_, 0),
       hot_(n_, 0),
       weak_(n_, 0),
       odd_(n_, 0) {
@@ -121,7 +121,6 @@ int ServoLoop::run() {
   now_.connected = 1;
 
   int64_t due_ns = now_ns();
-  last_answer_ns_ = due_ns;
   shared_->started = 1;
   while (!quit_) {
     sleep_until(due_ns);
@@ -190,10 +189,11 @@ void ServoLoop::watch(int64_t at_ns) {
   // A servo that comes back after a reset is not where its setpoint is: it would leap there.
   if (torque_expected())
     for (size_t i = 0; i < n_; ++i)
-      if (at_ns - answered_ns_[i] > to_ns(config_.servo_timeout_s)) now_.released[i] = 1;
+      if (silent(i)) now_.released[i] = 1;
   const bool moving = state_ == State::kMoving, armed = state_ == State::kArmed;
   if (moving || armed) {
-    if (!port_.is_open() || at_ns - last_answer_ns_ > to_ns(config_.bus_timeout_s))
+    // Counted in cycles: a loop that was kept waiting itself must not take that for silence.
+    if (!port_.is_open() || *std::min_element(unheard_.begin(), unheard_.end()) * config_.period_s > config_.bus_timeout_s)
       enter(State::kHolding, Cause::kBusLost, -1, at_ns);
     else
       watch_joints(at_ns);
@@ -212,7 +212,7 @@ void ServoLoop::watch(int64_t at_ns) {
 void ServoLoop::watch_joints(int64_t at_ns) {
   for (size_t i = 0; i < n_; ++i) {
     const int joint = static_cast<int>(i);
-    if (at_ns - answered_ns_[i] > to_ns(config_.servo_timeout_s))
+    if (silent(i))
       return enter(State::kHolding, Cause::kServoSilent, joint, at_ns);
     if (now_.released[i]) return enter(State::kHolding, Cause::kServoReset, joint, at_ns);
     if (!parking_ && hot_[i] >= kConfirmations) return enter(State::kHolding, Cause::kTemperature, joint, at_ns);
@@ -228,6 +228,8 @@ void ServoLoop::watch_joints(int64_t at_ns) {
       return enter(State::kHolding, Cause::kNotFollowing, joint, at_ns);
   }
 }
+
+bool ServoLoop::silent(size_t joint) const { return unheard_[joint] * config_.period_s > config_.servo_timeout_s; }
 
 bool ServoLoop::fresh(int64_t at_ns) const {
   return port_.is_open() && std::all_of(now_.position_ns, now_.position_ns + n_, [at_ns](int64_t t) {
@@ -331,6 +333,7 @@ bool ServoLoop::send_setpoints() {
 
 void ServoLoop::exchange(int64_t deadline_ns) {
   const bool detail = now_.cycle % kBlockEvery == 0;
+  for (int& cycles : unheard_) ++cycles;
   ask(detail ? config_.layout.block : config_.layout.position, ids_, deadline_ns);
   if (now_.cycle % kTorqueEvery == kTorqueEvery / 2 && port_.is_open())
     ask(config_.layout.torque, ids_, now_ns() + period_ns_ / 4);
@@ -377,7 +380,7 @@ void ServoLoop::ask(const Register& reg, const std::vector<uint8_t>& ids, int64_
 void ServoLoop::take(const Register& reg, size_t joint, const Status& status, int64_t at_ns) {
   const BusLayout& layout = config_.layout;
   const JointConfig& j = config_.joints[joint];
-  answered_ns_[joint] = last_answer_ns_ = at_ns;
+  unheard_[joint] = 0;
   now_.fault[joint] = status.error;
   if (status.error) ++now_.faults;
   const uint8_t* data = status.params.data();
@@ -428,7 +431,7 @@ void ServoLoop::look_for_port(int64_t at_ns) {
       if (state_ != State::kHolding && state_ != State::kStopped) enter(State::kHolding, Cause::kBusLost, -1, at_ns);
     }
   }
-  if (at_ns - look_ns_ < kLookNs) return;
+  if (at_ns - look_ns_ < kLookNs || commander_gone()) return;
   look_ns_ = at_ns;
   std::string path = find_by_usb_serial(roots_, config_.usb_serial);
   if (path.empty()) {
@@ -508,7 +511,6 @@ Result ServoLoop::transact(const Command& command, int64_t deadline_ns) {
       reply.answered |= 1u << i;
       reply.errors[i] = status.error;
       std::copy(status.params.begin(), status.params.end(), reply.data + i * kTransactBytes);
-      last_answer_ns_ = now_ns();
     }
   }
   now_.damaged += parser_.damaged - damaged;

@@ -36,6 +36,7 @@ class ServoLoop {
   Result transact(const Command& command, int64_t deadline_ns);
   void publish(bool written);
   bool fresh(int64_t now_ns) const;
+  bool silent(size_t joint) const;
   bool commander_gone() const;
   bool torque_expected() const { return state_ != State::kDisarmed; }
 
@@ -57,9 +58,10 @@ class ServoLoop {
   bool parking_ = false;  // the way to rest is gone also when a servo is hot or short of voltage
   bool relax_ = false;  // once at rest, give way to where the arm is
   Snapshot now_;
-  int64_t last_begin_ns_ = 0, last_answer_ns_ = 0, look_ns_ = 0;
+  int64_t last_begin_ns_ = 0, look_ns_ = 0;
   uint32_t heeded_stops_ = 0;
-  std::vector<int64_t> answered_ns_, overload_ns_, lag_ns_;
+  std::vector<int64_t> overload_ns_, lag_ns_;
+  std::vector<int> unheard_;  // cycles since a servo's last answer
   std::vector<int> hot_, weak_, odd_;
   int rested_ = 0;
   bool quit_ = false;
