@@ -233,7 +233,7 @@ class Controller:
         Raises MotionError when the arm does not take it; it holds then.
         """
         with self._motion:
-            position = self.setpoint_rad
+            position = self.loop.state().ahead_rad  # from where the last call's motion leads
             velocity = np.zeros_like(position)
             velocity[joint] = velocity_rad_s
             times = np.array([0.0, _JOG_REACH_S / 2, _JOG_REACH_S])
@@ -396,8 +396,10 @@ class Controller:
     def _park(self) -> None:
         rest_rad, ready_rad = self.robot.rest_rad, self.robot.ready_rad
         error: DeviceError | None = None
-        for _ in range(_PARK_ATTEMPTS):
+        for attempt in range(_PARK_ATTEMPTS):
             try:
+                if attempt and self.loop.state().state == State.STOPPED:
+                    break  # a stop while it parks is a stop
                 if self.loop.state().state == State.MOVING:
                     self.hold()
                 self._restart()

@@ -95,7 +95,8 @@ class ServoState:
         cause, cause_joint: why it holds or is stopped; which joint, or -1.
         settled: nothing moves, and the plan is through.
         plan: number of the plan followed last, as `ServoLoop.move` gave it.
-        setpoint_rad: as sent; ``position_rad``: as read last, at ``position_s`` (0: never).
+        setpoint_rad: as sent; ``ahead_rad``: where they will be a moment later, without any more motion;
+            ``position_rad``: as read last, at ``position_s`` (0: never).
         load: in the unit of the servos' table; ``voltage_v``, ``temperature_c`` likewise read every tenth cycle.
         torque: 0 off, 1 on, 2 not read yet; ``fault``: error byte of the latest answer.
         released: servos that get no setpoints until `ServoLoop.restart`, since they fell silent or lost their torque.
@@ -113,6 +114,7 @@ class ServoState:
     plan_elapsed_s: float
     connected: bool
     setpoint_rad: Array
+    ahead_rad: Array
     position_rad: Array
     position_s: Array
     velocity_rad_s: Array
@@ -348,6 +350,7 @@ class ServoLoop:
             plan_elapsed_s=s["plan_elapsed_s"],
             connected=s["connected"],
             setpoint_rad=s["setpoint_rad"],
+            ahead_rad=s["ahead_rad"],
             position_rad=s["position_rad"],
             position_s=s["position_ns"] * 1e-9,
             velocity_rad_s=s["velocity_rad_s"],

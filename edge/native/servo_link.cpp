@@ -237,6 +237,7 @@ class Link {
     d["connected"] = s->connected != 0;
     d["plan_elapsed_s"] = s->plan_elapsed_s;
     d["setpoint_rad"] = array_of(s->setpoint_rad, n);
+    d["ahead_rad"] = array_of(s->ahead_rad, n);
     d["position_rad"] = array_of(s->position_rad, n);
     d["position_ns"] = array_of(s->position_ns, n);
     d["velocity_rad_s"] = array_of(s->velocity_rad_s, n);

@@ -525,6 +525,7 @@ void ServoLoop::publish(bool written) {
   now_.cause_joint = cause_joint_;
   now_.settled = motion_->settled();
   now_.plan_elapsed_s = motion_->elapsed_s();
+  for (size_t i = 0; i < n_; ++i) now_.ahead_rad[i] = motion_->joint(i).ahead();
   shared_->snapshot.publish(now_);
   const uint64_t next = shared_->ring_next.load(std::memory_order_relaxed);
   Sample& sample = shared_->ring[next % kRing];

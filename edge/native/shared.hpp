@@ -81,6 +81,7 @@ struct Snapshot {
   uint32_t connected = 0;
   double plan_elapsed_s = 0.0;
   double setpoint_rad[kMaxJoints] = {};
+  double ahead_rad[kMaxJoints] = {};  // where the setpoints will be a moment later, without any more motion
   double position_rad[kMaxJoints] = {};
   int64_t position_ns[kMaxJoints] = {};  // when it was read; 0: never
   double velocity_rad_s[kMaxJoints] = {};
