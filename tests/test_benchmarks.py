@@ -1,4 +1,5 @@
-"""The random checkpoint of the benchmarks is what it says it is; measured runs are compared at one level only."""
+"""The random checkpoint of the benchmarks is what it says it is; measured runs are compared at one level only; the
+servo loop's benchmarks run and write their figures, whatever these are."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import faulty_hour, runtimes, servo_jitter, stop_latency, vocabulary
 from benchmarks import make_random_checkpoint as maker
-from benchmarks import runtimes, vocabulary
 from drivers.errors import UserError
 
 DEPTHS = ((36, 32), (6, 4), (1, 1))
@@ -74,6 +75,10 @@ def test_a_tiktoken_file_gives_the_tokenizer_it_was_made_of(trained: tuple[Any, 
         ("grammar --tokenizer {tmp}/none", "none: No such file"),
         ("make_random_checkpoint {tmp}/file/out --layers 1 --tokenizer {tmp}/none", "file: File exists"),
         ("grammar --pass-ms 0", "--pass-ms 0: expected more than 0"),
+        ("servo_jitter --threads 0", "--threads 0: expected one or more"),
+        ("stop_latency --stops 0", "--stops 0: expected one or more"),
+        ("faulty_hour --arms 0", "--arms 0: expected one or more"),
+        ("faulty_hour --minutes 0", "--minutes 0: expected more than 0"),
     ],
 )
 def test_wrong_arguments_are_one_line(
@@ -188,3 +193,90 @@ def test_a_contender_that_a_signal_ended_is_reported_so(tmp_path: Path) -> None:
     (tmp_path / f"{runtime.slug}.log").write_text("loading\nimage 3\n")
     assert work.why_it_ended(runtime, -signal.SIGILL).startswith("ended by SIGILL after: image 3 (")
     assert work.why_it_ended(runtime, 1).startswith("image 3 (")
+
+
+# The servo loop
+
+
+def figures_of(main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    path = tmp_path / "figures.json"
+    monkeypatch.setattr("sys.argv", ["benchmark", "--quick", "--json", str(path)])
+    assert not main()
+    figures: dict[str, Any] = json.loads(path.read_text())
+    return figures
+
+
+def test_jitter_is_told_of_both_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servo_jitter, "QUICK_SECONDS", 1.0)
+    found = figures_of(servo_jitter.main, tmp_path, monkeypatch)
+    for name in ("native", "python"):
+        row = found[name]
+        assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["p999_ms"] <= row["max_ms"]
+        assert row["p999_abs_error_ms"] <= row["max_abs_error_ms"]
+        assert row["cycles"] > 10 and row["missed"] >= 0 and 0 <= row["answered_share"] <= 1
+    assert found["native"]["realtime_granted"] is False
+    assert found["load"]["answers_per_s"] >= 0 and 0 < found["load"]["machine_busy"] <= 1
+
+
+def test_periods_and_what_is_missed_in_them() -> None:
+    began_s = np.array([0.0, 0.005, 0.010, 0.0255, 0.030])  # two cycles would have fit into 15.5 ms
+    found = servo_jitter.period_figures(began_s, np.full(5, 0.001), 0.0, 1.0)
+    assert found["missed"] == 2 and found["cycles"] == 4
+    assert found["max_ms"] == pytest.approx(15.5) and found["max_abs_error_ms"] == pytest.approx(10.5)
+    assert found["busy_max_ms"] == pytest.approx(1.0)
+
+
+def test_stops_are_told_from_the_wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop_latency, "KINDS", ("stop", "killed"))
+    found = figures_of(stop_latency.main, tmp_path, monkeypatch)["idle"]
+    for row in found.values():
+        assert 0 < row["to_decelerating_ms"]["p50"] <= row["to_decelerating_ms"]["worst"]
+        assert row["to_decelerating_ms"]["p50"] < row["to_standstill_ms"]["p50"]
+    assert found["stop"]["hold_began_ms"]["p50"] > 0
+
+
+def test_the_first_step_that_is_a_count_short_is_found() -> None:
+    steps = np.array([8] * 20 + [7, 7, 6, 3, 0, 0])
+    counts = np.cumsum(steps)[:, None].repeat(2, axis=1)
+    t_s = 0.005 * np.arange(len(counts))
+    found = stop_latency.decelerating_and_still(t_s, counts, 0.01, 0.092)
+    assert found == pytest.approx((0.1, 0.115))
+    assert stop_latency.decelerating_and_still(t_s, counts, 0.01, 0.11) is None  # it fell back before the stop
+    assert stop_latency.decelerating_and_still(t_s[:20], counts[:20], 0.01, 0.05) is None
+
+
+def test_an_hour_on_a_bad_line_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "QUICK_ARMS": 1,
+        "QUICK_MINUTES": 3 / 60,
+        "QUICK_UNPLUGS": 1,
+        "QUICK_MOTION_CYCLES": 3000,
+    }.items():
+        monkeypatch.setattr(faulty_hour, name, value)
+    found = figures_of(faulty_hour.main, tmp_path, monkeypatch)
+    assert found["held"] and found["line"]["exceptions"] == [] and found["line"]["loops_ended"] == 0
+    assert found["line"]["setpoints"] > 50 and found["line"]["done"]["requests"] > 50
+    assert found["line"]["counted"]["lost"] == found["line"]["counted"]["reopened"] == 1
+    assert found["motion"]["cycles"] >= 3000
+    for part in ("line", "motion"):
+        assert all(row["over"] == 0 for row in found[part]["limits"].values())
+
+
+@pytest.mark.parametrize(("order", "name"), [(0, "position"), (1, "velocity"), (2, "acceleration")])
+def test_the_wires_judge_sees_what_is_beyond_a_limit(order: int, name: str) -> None:
+    from drivers.robot import load_robot
+
+    robot = load_robot()
+    limits, period_s = robot.limits, servo_jitter.PERIOD_S
+    t_s = (np.arange(61) - 30) * period_s
+    middle, half = (robot.lower_rad + robot.upper_rad) / 2, (robot.upper_rad - robot.lower_rad) / 2
+    for share, over in ((0.98, False), (1.05, True)):
+        paths = (
+            np.tile(half * share, (61, 1)),
+            np.outer(t_s, limits.velocity_rad_s * share),
+            np.outer(t_s**2 / 2, limits.acceleration_rad_s2 * share),
+        )
+        counts = np.rint((middle + paths[order]) / servo_jitter.RAD_PER_COUNT)
+        found = faulty_hour.on_the_wire([counts * servo_jitter.RAD_PER_COUNT], robot)
+        assert (found[name]["over"] > 0) is over, (name, share, found)
+        assert all(row["over"] == 0 for other, row in found.items() if other != name)
