@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -27,6 +28,8 @@ constexpr int64_t kFreshNs = 100'000'000;
 constexpr int64_t kLookNs = 20'000'000;            // between two looks for a port that is gone
 constexpr int64_t kTransactDisarmedNs = 20'000'000;
 constexpr double kJumpRad = 0.5, kJumpRadS = 10.0;  // more than this since the last reading is a damaged byte
+constexpr int kTorqueConfirmations = 2;
+constexpr uint64_t kLateCycles = 4;   // so long an answer may still come
 constexpr int kRestCycles = 40;  // at rest without a commander, before the end
 constexpr int kRealtimePriority = 50;
 constexpr uint64_t kSliceNs = 100'000;
@@ -69,6 +72,7 @@ ServoLoop::ServoLoop(Shared* shared, int lifeline)
       unheard_(n_, 0),
       hot_(n_, 0),
       weak_(n_, 0),
+      limp_(n_, 0),
       odd_(n_, 0) {
   roots_.sys = config_.sys_root;
   roots_.dev = config_.dev_root;
@@ -88,6 +92,7 @@ void ServoLoop::ask_for_realtime() {
   SchedAttr attr{};
   attr.size = sizeof attr;
   attr.policy = SCHED_OTHER;
+  attr.nice = getpriority(PRIO_PROCESS, 0);
   attr.runtime_ns = kSliceNs;
   syscall(SYS_sched_setattr, 0, &attr, 0);
   if (config_.realtime) {
@@ -244,8 +249,9 @@ bool ServoLoop::commander_gone() const {
 
 uint32_t ServoLoop::heed_command(int64_t at_ns) {
   const uint32_t number = shared_->command_number.load(std::memory_order_acquire);
-  if (number != shared_->command_done.load(std::memory_order_relaxed))
-    shared_->reply.result = static_cast<uint32_t>(carry_out(shared_->command, at_ns));
+  const uint32_t done = shared_->command_done.load(std::memory_order_relaxed);
+  if (number == done || transaction_waits()) return done;
+  shared_->reply.result = static_cast<uint32_t>(carry_out(shared_->command, at_ns));
   return number;
 }
 
@@ -260,6 +266,7 @@ Result ServoLoop::carry_out(const Command& command, int64_t at_ns) {
       motion_->reset(command.position_rad);
       std::copy(command.position_rad, command.position_rad + n_, now_.setpoint_rad);
       std::fill(now_.released, now_.released + n_, 0u);
+      std::fill(limp_.begin(), limp_.end(), 0);
       std::fill(overload_ns_.begin(), overload_ns_.end(), 0);
       std::fill(lag_ns_.begin(), lag_ns_.end(), 0);
       heeded_stops_ = shared_->stop_calls.load(std::memory_order_acquire);
@@ -305,6 +312,31 @@ Result ServoLoop::carry_out(const Command& command, int64_t at_ns) {
 
 // Bus
 
+// Answers carry no number, only a servo's id: of two requests for as many bytes of different registers, the second has to
+// wait until nothing can come for the first.
+bool ServoLoop::may_ask(uint32_t address, size_t size) const {
+  return std::none_of(late_.begin(), late_.end(), [&](const Late& late) {
+    return late.size == size && late.address != address && late.until_cycle > now_.cycle;
+  });
+}
+
+void ServoLoop::expect_late(uint32_t address, size_t size) {
+  late_.erase(std::remove_if(late_.begin(), late_.end(),
+                             [&](const Late& late) { return late.until_cycle <= now_.cycle || late.address == address; }),
+              late_.end());
+  late_.push_back({address, size, now_.cycle + kLateCycles});
+}
+
+// Whether there is a request for single servos that has to wait.
+bool ServoLoop::transaction_waits() const {
+  if (shared_->command_number.load(std::memory_order_acquire) == shared_->command_done.load(std::memory_order_relaxed))
+    return false;
+  const Command& command = shared_->command;
+  if (static_cast<CommandKind>(command.kind) != CommandKind::kTransact) return false;
+  const bool reads = static_cast<Operation>(command.operation) == Operation::kRead;
+  return !may_ask(command.address, reads ? command.size : 0);
+}
+
 bool ServoLoop::send_setpoints() {
   const Register& goal = config_.layout.goal;
   Bytes blocks;
@@ -333,6 +365,7 @@ bool ServoLoop::send_setpoints() {
 
 void ServoLoop::exchange(int64_t deadline_ns) {
   const bool detail = now_.cycle % kBlockEvery == 0;
+  if (transaction_waits()) return;  // the line falls quiet for it
   for (int& cycles : unheard_) ++cycles;
   ask(detail ? config_.layout.block : config_.layout.position, ids_, deadline_ns);
   if (now_.cycle % kTorqueEvery == kTorqueEvery / 2 && port_.is_open())
@@ -342,7 +375,8 @@ void ServoLoop::exchange(int64_t deadline_ns) {
 // One request to all, and their answers until all have come or time is up. What has been missed is asked for again in
 // the next cycle: that is the retry, and it is bounded by the timeouts of `watch`.
 void ServoLoop::ask(const Register& reg, const std::vector<uint8_t>& ids, int64_t deadline_ns) {
-  port_.discard_input();  // answers too late for the last request would be taken for this one's
+  if (!may_ask(reg.address, reg.size)) return;
+  port_.discard_input();
   parser_.clear();
   const Bytes request = build_sync_read(protocol_, ids, reg.address, reg.size);
   if (!port_.write(request.data(), request.size())) {
@@ -374,7 +408,9 @@ void ServoLoop::ask(const Register& reg, const std::vector<uint8_t>& ids, int64_
     }
   }
   now_.damaged += parser_.damaged - damaged;
-  if (missing) ++now_.timeouts;
+  if (!missing) return;
+  ++now_.timeouts;
+  expect_late(reg.address, reg.size);
 }
 
 void ServoLoop::take(const Register& reg, size_t joint, const Status& status, int64_t at_ns) {
@@ -387,7 +423,8 @@ void ServoLoop::take(const Register& reg, size_t joint, const Status& status, in
   if (reg.address == layout.torque.address) {
     const bool on = decode(layout.torque, data) != 0;
     now_.torque[joint] = on;
-    if (!on && torque_expected()) now_.released[joint] = 1;
+    limp_[joint] = on || !torque_expected() ? 0 : limp_[joint] + 1;
+    if (limp_[joint] >= kTorqueConfirmations) now_.released[joint] = 1;
     return;
   }
   if (reg.address == layout.position.address && reg.size == layout.position.size)
@@ -516,6 +553,7 @@ Result ServoLoop::transact(const Command& command, int64_t deadline_ns) {
   now_.damaged += parser_.damaged - damaged;
   if (reply.answered == all) return Result::kOk;
   ++now_.timeouts;
+  expect_late(command.address, params);
   return Result::kNoAnswer;
 }
 

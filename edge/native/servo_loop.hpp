@@ -23,7 +23,7 @@ class ServoLoop {
   void ask_for_realtime();
   void look_for_port(int64_t now_ns);
   void cycle(int64_t now_ns);
-  uint32_t heed_command(int64_t now_ns);  // the number of the latest command, carried out
+  uint32_t heed_command(int64_t now_ns);  // the number of the last command that was carried out
   Result carry_out(const Command& command, int64_t now_ns);
   void watch(int64_t now_ns);
   void watch_joints(int64_t now_ns);
@@ -31,6 +31,9 @@ class ServoLoop {
   bool send_setpoints();
   void exchange(int64_t deadline_ns);
   void ask(const Register& reg, const std::vector<uint8_t>& ids, int64_t deadline_ns);
+  bool may_ask(uint32_t address, size_t size) const;
+  bool transaction_waits() const;
+  void expect_late(uint32_t address, size_t size);
   void take(const Register& reg, size_t joint, const Status& status, int64_t now_ns);
   void take_position(size_t joint, int64_t count, int64_t now_ns);
   Result transact(const Command& command, int64_t deadline_ns);
@@ -62,7 +65,14 @@ class ServoLoop {
   uint32_t heeded_stops_ = 0;
   std::vector<int64_t> overload_ns_, lag_ns_;
   std::vector<int> unheard_;  // cycles since a servo's last answer
-  std::vector<int> hot_, weak_, odd_;
+  std::vector<int> hot_, weak_, limp_, odd_;
+  // Requests that not all have answered: what comes late could be taken for the answer to another one.
+  struct Late {
+    uint32_t address;
+    size_t size;
+    uint64_t until_cycle;
+  };
+  std::vector<Late> late_;
   int rested_ = 0;
   bool quit_ = false;
 };

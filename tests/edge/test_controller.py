@@ -17,7 +17,7 @@ import pytest
 
 from drivers.arm import dynamixel_tables, tables
 from drivers.arm.dynamixel_packets import DYNAMIXEL
-from drivers.arm.packets import FEETECH
+from drivers.arm.packets import FEETECH, SYNC_READ, Packet
 from drivers.errors import DeviceError, UserError
 from drivers.robot import SO101_PATH, load_robot
 from drivers.sim.dynamixel_bank import DynamixelBank
@@ -451,6 +451,23 @@ def test_a_bad_line_is_seen_in_the_counters_only(faults: LineFaults) -> None:
         bench.bus.close()
     assert bench.torque == [0] * 6
     check_wire(bench)
+
+
+def test_a_late_answer_is_not_taken_for_that_of_another_register() -> None:
+    class LateTorque(FollowingBank):
+        def handle(self, packet: Packet) -> list[Packet]:
+            if packet.code == SYNC_READ and packet.params[0] == tables.TORQUE_ENABLE.address:
+                time.sleep(0.003)  # the loop waits a quarter of 5 ms
+            return super().handle(packet)
+
+    bank = LateTorque(ROBOT, ROBOT.ready_rad)
+    for servo in range(1, 7):
+        bank.handle(FEETECH.write(servo, tables.TORQUE_ENABLE, 1))
+    with ServoBus(bank) as bus, ServoLoop(ROBOT, bus.port) as loop:
+        until(lambda: loop.state().cycle > 20)
+        answers = [loop.transact("read", [1], tables.OPERATING_MODE) for _ in range(150)]
+        assert {answer[1][1] for answer in answers if 1 in answer} == {b"\x00"}
+        assert loop.state().errors["timeouts"] > 0
 
 
 def test_an_adapter_that_is_pulled_out_comes_back_under_another_name(tmp_path: Path) -> None:
