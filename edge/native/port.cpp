@@ -111,21 +111,25 @@ bool Port::write(const uint8_t* data, size_t size) {
   return false;  // a packet cut short is skipped by the servos' own checksum
 }
 
-ptrdiff_t Port::read(uint8_t* data, size_t size, int64_t deadline_ns) {
-  if (fd_ < 0) return -1;
+void Port::wait(int number, int64_t deadline_ns) {
   for (;;) {
     const int64_t left = deadline_ns - now_ns();
-    pollfd p{fd_, POLLIN, 0};
-    const timespec wait{left > 0 ? left / 1000000000 : 0, left > 0 ? left % 1000000000 : 0};
-    const int ready = ppoll(&p, 1, &wait, nullptr);
-    if (ready < 0 && errno == EINTR) continue;
-    if (ready <= 0) return 0;
-    const ssize_t n = ::read(fd_, data, size);
-    if (n > 0) return n;
-    if (n < 0 && (errno == EAGAIN || errno == EINTR)) continue;
-    close();  // hung up
-    return -1;
+    if (left <= 0) return;
+    pollfd p{number, POLLIN, 0};
+    const timespec wait{left / 1000000000, left % 1000000000};
+    if (ppoll(&p, 1, &wait, nullptr) >= 0 || errno != EINTR) return;
   }
+}
+
+ptrdiff_t Port::read(uint8_t* data, size_t size) {
+  if (fd_ < 0) return -1;
+  pollfd p{fd_, POLLIN, 0};
+  if (poll(&p, 1, 0) <= 0) return 0;
+  const ssize_t n = ::read(fd_, data, size);
+  if (n > 0) return n;
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
+  close();  // hung up
+  return -1;
 }
 
 void Port::discard_input() {

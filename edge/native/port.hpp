@@ -34,9 +34,13 @@ class Port {
   // All of it or nothing: false when the port is gone or takes no more.
   bool write(const uint8_t* data, size_t size);
 
-  // What has come, up to `size` bytes, waiting at most until `deadline_ns` (CLOCK_MONOTONIC) for the first; -1 when
-  // the port is gone.
-  ptrdiff_t read(uint8_t* data, size_t size, int64_t deadline_ns);
+  // Waits until something has come, at most until `deadline_ns` (CLOCK_MONOTONIC); for a descriptor of `number`, so that
+  // the port may be closed meanwhile.
+  static void wait(int number, int64_t deadline_ns);
+  int number() const { return fd_; }
+
+  // What has come, up to `size` bytes; 0 if nothing, -1 when the port is gone.
+  ptrdiff_t read(uint8_t* data, size_t size);
 
   // Forget what has come and was not read.
   void discard_input();

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 
 namespace vlar1 {
 namespace {
@@ -30,6 +31,7 @@ constexpr int64_t kTransactDisarmedNs = 20'000'000;
 constexpr double kJumpRad = 0.5, kJumpRadS = 10.0;  // more than this since the last reading is a damaged byte
 constexpr int kTorqueConfirmations = 2;
 constexpr uint64_t kLateCycles = 4;   // so long an answer may still come
+constexpr int kThreads = 3;            // that take turns, without real-time priority
 constexpr int kRestCycles = 40;  // at rest without a commander, before the end
 constexpr int kRealtimePriority = 50;
 constexpr uint64_t kSliceNs = 100'000;
@@ -86,18 +88,25 @@ ServoLoop::ServoLoop(Shared* shared, int lifeline)
   motion_ = std::make_unique<Motion>(limits, config_.period_s);
 }
 
-void ServoLoop::ask_for_realtime() {
+// Without privileges: exact timers, and a short slice, which lets the scheduler (EEVDF, Linux 6.12) run a waking thread
+// sooner. For the calling thread.
+void ServoLoop::ask_for_short_slice() {
   prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
-  // Without privileges: a short slice lets the scheduler (EEVDF, Linux 6.12) run a waking thread sooner.
   SchedAttr attr{};
   attr.size = sizeof attr;
   attr.policy = SCHED_OTHER;
   attr.nice = getpriority(PRIO_PROCESS, 0);
   attr.runtime_ns = kSliceNs;
   syscall(SYS_sched_setattr, 0, &attr, 0);
+}
+
+// Whether this process now runs before all others.
+bool ServoLoop::ask_for_realtime() {
+  bool granted = false;
   if (config_.realtime) {
     const sched_param priority{kRealtimePriority};
-    if (sched_setscheduler(0, SCHED_FIFO, &priority) < 0) shared_->realtime_errno = errno;
+    granted = sched_setscheduler(0, SCHED_FIFO, &priority) == 0;
+    if (!granted) shared_->realtime_errno = errno;
     if (mlockall(MCL_CURRENT | MCL_FUTURE) < 0) shared_->memory_errno = errno;
   }
   if (config_.cpu >= 0) {
@@ -106,10 +115,11 @@ void ServoLoop::ask_for_realtime() {
     CPU_SET(static_cast<unsigned>(config_.cpu), &cpus);
     if (sched_setaffinity(0, sizeof cpus, &cpus) < 0) shared_->cpu_errno = errno;
   }
+  return granted;
 }
 
 int ServoLoop::run() {
-  ask_for_realtime();
+  const bool realtime = ask_for_realtime();
   if (const int error = port_.open(config_.port, config_.baudrate)) {
     shared_->started = -error;
     return 1;
@@ -125,24 +135,47 @@ int ServoLoop::run() {
   std::memcpy(now_.port, config_.port, kPathBytes);
   now_.connected = 1;
 
-  int64_t due_ns = now_ns();
+  due_ns_ = now_ns();
   shared_->started = 1;
-  while (!quit_) {
-    sleep_until(due_ns);
-    const int64_t begin_ns = now_ns();
-    cycle(begin_ns);
-    const int64_t late_ns = begin_ns - due_ns;
-    const int64_t realigned = static_cast<int64_t>(kRealign * static_cast<double>(period_ns_));
-    due_ns = (late_ns > realigned ? begin_ns : due_ns) + period_ns_;
-    const bool at_rest = state_ == State::kDisarmed || (state_ != State::kMoving && motion_->settled());
-    // For a moment longer, since a servo may have missed the last setpoint.
-    rested_ = at_rest && commander_gone() ? rested_ + 1 : 0;
-    if (rested_ > kRestCycles) break;
-  }
+  std::vector<std::thread> others;
+  if (!realtime && config_.cpu < 0)
+    for (int i = 1; i < kThreads; ++i) others.emplace_back([this] { take_turns(); });
+  take_turns();
+  for (std::thread& other : others) other.join();
   return 0;
 }
 
-void ServoLoop::cycle(int64_t begin_ns) {
+// Without real-time priority a waking thread sometimes waits for milliseconds until the scheduler runs it. That seldom
+// happens to all of several that wake for the same cycle: the first one that runs has it.
+void ServoLoop::take_turns() {
+  if (!config_.realtime || shared_->realtime_errno) ask_for_short_slice();
+  const auto realigned = static_cast<int64_t>(kRealign * static_cast<double>(period_ns_));
+  while (!quit_) {
+    const int64_t due_ns = due_ns_;
+    sleep_until(due_ns);
+    Turn turn(turn_, std::try_to_lock);
+    if (!turn.owns_lock()) {  // another one is at it
+      const int64_t next_ns = due_ns_;
+      sleep_until(next_ns > due_ns ? next_ns : due_ns + period_ns_);
+      continue;
+    }
+    if (due_ns_ != due_ns || quit_) continue;  // this cycle has been had
+    const int64_t begin_ns = now_ns();
+    due_ns_ = (begin_ns - due_ns > realigned ? begin_ns : due_ns) + period_ns_;
+    if (!cycle(begin_ns, &turn)) continue;
+    const bool at_rest = state_ == State::kDisarmed || (state_ != State::kMoving && motion_->settled());
+    // For a moment longer, since a servo may have missed the last setpoint.
+    rested_ = at_rest && commander_gone() ? rested_ + 1 : 0;
+    if (rested_ > kRestCycles) quit_ = true;
+  }
+}
+
+// False when the next cycle was begun by another thread while this one waited for the servos.
+bool ServoLoop::cycle(int64_t begin_ns, Turn* turn) {
+  if (open_cycle_) {
+    close_request();
+    publish(open_written_);
+  }
   if (last_begin_ns_) {
     const int64_t elapsed_ns = begin_ns - last_begin_ns_;
     const auto bin = static_cast<size_t>(50.0 * static_cast<double>(elapsed_ns) / static_cast<double>(period_ns_));
@@ -152,19 +185,23 @@ void ServoLoop::cycle(int64_t begin_ns) {
   last_begin_ns_ = begin_ns;
   ++now_.cycle;
   now_.t_ns = begin_ns;
+  open_cycle_ = true;
+  open_written_ = false;
 
   watch(begin_ns);
-  bool written = false;
   if (torque_expected() && port_.is_open()) {
     motion_->step();
-    written = send_setpoints();
+    open_written_ = send_setpoints();
   }
-  if (port_.is_open()) exchange(begin_ns + static_cast<int64_t>(kAnswerShare * static_cast<double>(period_ns_)));
+  const auto answer_ns = static_cast<int64_t>(kAnswerShare * static_cast<double>(period_ns_));
+  if (port_.is_open() && !exchange(begin_ns + answer_ns, turn)) return false;
+  open_cycle_ = false;
   if (!port_.is_open()) look_for_port(begin_ns);
   const uint32_t command = heed_command(begin_ns);
-  publish(written);
+  publish(open_written_);
   // Only now: whoever waits for the command sees its effect in the snapshot.
   shared_->command_done.store(command, std::memory_order_release);
+  return true;
 }
 
 // States
@@ -363,54 +400,68 @@ bool ServoLoop::send_setpoints() {
   return false;
 }
 
-void ServoLoop::exchange(int64_t deadline_ns) {
+bool ServoLoop::exchange(int64_t deadline_ns, Turn* turn) {
+  if (transaction_waits()) return true;  // the line falls quiet for it
   const bool detail = now_.cycle % kBlockEvery == 0;
-  if (transaction_waits()) return;  // the line falls quiet for it
   for (int& cycles : unheard_) ++cycles;
-  ask(detail ? config_.layout.block : config_.layout.position, ids_, deadline_ns);
+  if (!ask(detail ? config_.layout.block : config_.layout.position, deadline_ns, turn)) return false;
   if (now_.cycle % kTorqueEvery == kTorqueEvery / 2 && port_.is_open())
-    ask(config_.layout.torque, ids_, now_ns() + period_ns_ / 4);
+    return ask(config_.layout.torque, now_ns() + period_ns_ / 4, turn);
+  return true;
 }
 
 // One request to all, and their answers until all have come or time is up. What has been missed is asked for again in
-// the next cycle: that is the retry, and it is bounded by the timeouts of `watch`.
-void ServoLoop::ask(const Register& reg, const std::vector<uint8_t>& ids, int64_t deadline_ns) {
-  if (!may_ask(reg.address, reg.size)) return;
+// the next cycle: that is the retry, and it is bounded by the timeouts of `watch`. While it waits, another thread may
+// begin the next cycle; then it is false.
+bool ServoLoop::ask(const Register& reg, int64_t deadline_ns, Turn* turn) {
+  if (!may_ask(reg.address, reg.size)) return true;
   port_.discard_input();
   parser_.clear();
-  const Bytes request = build_sync_read(protocol_, ids, reg.address, reg.size);
+  const Bytes request = build_sync_read(protocol_, ids_, reg.address, reg.size);
   if (!port_.write(request.data(), request.size())) {
     ++now_.write_failures;
-    return;
+    return true;
   }
-  uint32_t missing = (1u << ids.size()) - 1;
+  open_request_ = true;
+  open_register_ = reg;
+  uint32_t missing = (1u << ids_.size()) - 1;
   uint8_t buffer[512];
-  const uint64_t damaged = parser_.damaged;
-  while (missing) {
-    const ptrdiff_t got = port_.read(buffer, sizeof buffer, deadline_ns);
-    if (got <= 0) break;
+  const uint64_t cycle = now_.cycle;
+  for (;;) {
+    const ptrdiff_t got = port_.read(buffer, sizeof buffer);
+    if (got < 0) break;
     const int64_t at_ns = now_ns();
-    parser_.feed(buffer, static_cast<size_t>(got));
+    const uint64_t damaged = parser_.damaged;
+    if (got > 0) parser_.feed(buffer, static_cast<size_t>(got));
     Status status;
     while (parser_.next(&status, reg.size)) {
-      const auto found = std::find(ids.begin(), ids.end(), status.id);
-      if (found == ids.end()) {
-        ++now_.stale;
-        continue;
-      }
-      const auto joint = static_cast<size_t>(found - ids.begin());
-      if (!(missing >> joint & 1)) {
+      const auto found = std::find(ids_.begin(), ids_.end(), status.id);
+      const auto joint = static_cast<size_t>(found - ids_.begin());
+      if (found == ids_.end() || !(missing >> joint & 1)) {
         ++now_.stale;
         continue;
       }
       missing &= ~(1u << joint);
       take(reg, joint, status, at_ns);
     }
+    now_.damaged += parser_.damaged - damaged;
+    if (!missing) open_request_ = false;
+    if (!missing || at_ns >= deadline_ns) break;
+    const int number = port_.number();
+    turn->unlock();
+    Port::wait(number, deadline_ns);
+    turn->lock();
+    if (now_.cycle != cycle) return false;
   }
-  now_.damaged += parser_.damaged - damaged;
-  if (!missing) return;
+  close_request();
+  return true;
+}
+
+void ServoLoop::close_request() {
+  if (!open_request_) return;
+  open_request_ = false;
   ++now_.timeouts;
-  expect_late(reg.address, reg.size);
+  expect_late(open_register_.address, open_register_.size);
 }
 
 void ServoLoop::take(const Register& reg, size_t joint, const Status& status, int64_t at_ns) {
@@ -520,7 +571,8 @@ Result ServoLoop::transact(const Command& command, int64_t deadline_ns) {
   uint8_t buffer[512];
   Bytes heard;
   while (reply.answered != all) {
-    const ptrdiff_t got = port_.read(buffer, sizeof buffer, deadline_ns);
+    Port::wait(port_.number(), deadline_ns);
+    const ptrdiff_t got = port_.read(buffer, sizeof buffer);
     if (got <= 0) break;
     // An adapter that echoes gives back what was sent; a PING's echo looks like an answer.
     size_t skip = 0;

@@ -1,7 +1,9 @@
 // The servo loop: owns the bus, sends setpoints at a fixed rate, and is the state machine that keeps the arm safe.
 #pragma once
 
+#include <atomic>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "motion.hpp"
@@ -20,17 +22,22 @@ class ServoLoop {
   int run();
 
  private:
-  void ask_for_realtime();
+  using Turn = std::unique_lock<std::mutex>;
+
+  bool ask_for_realtime();
+  static void ask_for_short_slice();
+  void take_turns();
   void look_for_port(int64_t now_ns);
-  void cycle(int64_t now_ns);
+  bool cycle(int64_t now_ns, Turn* turn);
   uint32_t heed_command(int64_t now_ns);  // the number of the last command that was carried out
   Result carry_out(const Command& command, int64_t now_ns);
   void watch(int64_t now_ns);
   void watch_joints(int64_t now_ns);
   void enter(State state, Cause cause, int joint, int64_t now_ns);
   bool send_setpoints();
-  void exchange(int64_t deadline_ns);
-  void ask(const Register& reg, const std::vector<uint8_t>& ids, int64_t deadline_ns);
+  bool exchange(int64_t deadline_ns, Turn* turn);
+  bool ask(const Register& reg, int64_t deadline_ns, Turn* turn);
+  void close_request();
   bool may_ask(uint32_t address, size_t size) const;
   bool transaction_waits() const;
   void expect_late(uint32_t address, size_t size);
@@ -74,7 +81,15 @@ class ServoLoop {
   };
   std::vector<Late> late_;
   int rested_ = 0;
-  bool quit_ = false;
+
+  // Of the threads that take turns: whoever holds `turn_` has all of the above.
+  std::mutex turn_;
+  std::atomic<int64_t> due_ns_{0};
+  std::atomic<bool> quit_{false};
+  bool open_cycle_ = false;     // begun and not finished
+  bool open_written_ = false;
+  bool open_request_ = false;   // sent, and not everything has answered
+  Register open_register_;
 };
 
 }  // namespace vlar1
