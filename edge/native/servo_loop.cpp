@@ -31,7 +31,7 @@ constexpr int64_t kTransactDisarmedNs = 20'000'000;
 constexpr double kJumpRad = 0.5, kJumpRadS = 10.0;  // more than this since the last reading is a damaged byte
 constexpr int kTorqueConfirmations = 2;
 constexpr uint64_t kLateCycles = 4;   // so long an answer may still come
-constexpr int kThreads = 3;            // that take turns, without real-time priority
+constexpr int kThreads = 3;            // that take turns
 constexpr int kRestCycles = 40;  // at rest without a commander, before the end
 constexpr int kRealtimePriority = 50;
 constexpr uint64_t kSliceNs = 100'000;
@@ -100,13 +100,10 @@ void ServoLoop::ask_for_short_slice() {
   syscall(SYS_sched_setattr, 0, &attr, 0);
 }
 
-// Whether this process now runs before all others.
-bool ServoLoop::ask_for_realtime() {
-  bool granted = false;
+void ServoLoop::ask_for_realtime() {
   if (config_.realtime) {
     const sched_param priority{kRealtimePriority};
-    granted = sched_setscheduler(0, SCHED_FIFO, &priority) == 0;
-    if (!granted) shared_->realtime_errno = errno;
+    if (sched_setscheduler(0, SCHED_FIFO, &priority) < 0) shared_->realtime_errno = errno;
     if (mlockall(MCL_CURRENT | MCL_FUTURE) < 0) shared_->memory_errno = errno;
   }
   if (config_.cpu >= 0) {
@@ -115,11 +112,10 @@ bool ServoLoop::ask_for_realtime() {
     CPU_SET(static_cast<unsigned>(config_.cpu), &cpus);
     if (sched_setaffinity(0, sizeof cpus, &cpus) < 0) shared_->cpu_errno = errno;
   }
-  return granted;
 }
 
 int ServoLoop::run() {
-  const bool realtime = ask_for_realtime();
+  ask_for_realtime();
   if (const int error = port_.open(config_.port, config_.baudrate)) {
     shared_->started = -error;
     return 1;
@@ -138,15 +134,15 @@ int ServoLoop::run() {
   due_ns_ = now_ns();
   shared_->started = 1;
   std::vector<std::thread> others;
-  if (!realtime && config_.cpu < 0)
+  if (config_.cpu < 0)
     for (int i = 1; i < kThreads; ++i) others.emplace_back([this] { take_turns(); });
   take_turns();
   for (std::thread& other : others) other.join();
   return 0;
 }
 
-// Without real-time priority a waking thread sometimes waits for milliseconds until the scheduler runs it. That seldom
-// happens to all of several that wake for the same cycle: the first one that runs has it.
+// A waking thread sometimes waits for milliseconds until the scheduler runs it, above all without real-time priority. That
+// seldom happens to all of several that wake for the same cycle: the first one that runs has it.
 void ServoLoop::take_turns() {
   if (!config_.realtime || shared_->realtime_errno) ask_for_short_slice();
   const auto realigned = static_cast<int64_t>(kRealign * static_cast<double>(period_ns_));

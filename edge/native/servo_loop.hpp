@@ -24,7 +24,7 @@ class ServoLoop {
  private:
   using Turn = std::unique_lock<std::mutex>;
 
-  bool ask_for_realtime();
+  void ask_for_realtime();
   static void ask_for_short_slice();
   void take_turns();
   void look_for_port(int64_t now_ns);

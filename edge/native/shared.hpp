@@ -136,26 +136,30 @@ struct Reply {
   uint8_t data[kMaxJoints * kTransactBytes] = {};
 };
 
-// A value that one process publishes and others read whole. Readers try again when it changed under them.
+// A value that one process publishes and others read whole. It is written beside the last one, so a writer that is kept
+// waiting half-way keeps no reader waiting; a reader tries again when it was overtaken twice while it read.
 template <typename T>
 class Published {
  public:
   void publish(const T& value) {
     const auto* words = reinterpret_cast<const uint64_t*>(&value);
-    const uint32_t before = sequence_.load(std::memory_order_relaxed);
-    sequence_.store(before + 1, std::memory_order_relaxed);
+    const uint64_t next = latest_.load(std::memory_order_relaxed) + 1;
+    Copy& copy = copies_[next & 1];
+    copy.number.store(0, std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_release);
-    for (size_t i = 0; i < kWords; ++i) words_[i].store(words[i], std::memory_order_relaxed);
-    sequence_.store(before + 2, std::memory_order_release);
+    for (size_t i = 0; i < kWords; ++i) copy.words[i].store(words[i], std::memory_order_relaxed);
+    copy.number.store(next, std::memory_order_release);
+    latest_.store(next, std::memory_order_release);
   }
   bool read(T* value) const {
     auto* words = reinterpret_cast<uint64_t*>(value);
-    for (int attempt = 0; attempt < 1000000; ++attempt) {
-      const uint32_t before = sequence_.load(std::memory_order_acquire);
-      if (before & 1) continue;
-      for (size_t i = 0; i < kWords; ++i) words[i] = words_[i].load(std::memory_order_relaxed);
+    for (int attempt = 0; attempt < 1000; ++attempt) {
+      const uint64_t latest = latest_.load(std::memory_order_acquire);
+      const Copy& copy = copies_[latest & 1];
+      if (copy.number.load(std::memory_order_acquire) != latest) continue;
+      for (size_t i = 0; i < kWords; ++i) words[i] = copy.words[i].load(std::memory_order_relaxed);
       std::atomic_thread_fence(std::memory_order_acquire);
-      if (sequence_.load(std::memory_order_relaxed) == before) return true;
+      if (copy.number.load(std::memory_order_relaxed) == latest) return true;
     }
     return false;
   }
@@ -163,8 +167,12 @@ class Published {
  private:
   static_assert(sizeof(T) % sizeof(uint64_t) == 0, "published values are copied in words");
   static constexpr size_t kWords = sizeof(T) / sizeof(uint64_t);
-  std::atomic<uint32_t> sequence_{0};
-  std::atomic<uint64_t> words_[kWords]{};
+  struct Copy {
+    std::atomic<uint64_t> number{0};
+    std::atomic<uint64_t> words[kWords]{};
+  };
+  std::atomic<uint64_t> latest_{0};
+  Copy copies_[2];
 };
 
 struct Shared {
