@@ -131,14 +131,20 @@ class Controller:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if self._stop_reason:
+            if self._stop_reason or self._stopped():
+                reason = self._stop_reason or "stop was called"
                 raise MotionError(
-                    f"arm: stopped ({self._stop_reason}), so it was not parked: it holds, with torque on; when its way "
+                    f"arm: stopped ({reason}), so it was not parked: it holds, with torque on; when its way "
                     "is free, `vlar1 arm park` brings it to rest"
                 )
             _unless_interrupted(self.park)
         finally:
             self._let_go()
+
+    def _stopped(self) -> bool:
+        with suppress(DeviceError):
+            return self.loop.state().state == State.STOPPED
+        return False
 
     # Up and down
 
@@ -384,13 +390,13 @@ class Controller:
         self._await_rest()
         self.read()  # never on from an old reading
         state = self.loop.state()
+        self._stop_reason = ""  # of now; a stop that comes meanwhile counts
         if state.released.any() or (state.torque == 0).any():
             # Its goals would be overwritten by the loop's while they are set, so the loop is silent for a moment.
             self.loop.disarm()
             self.loop.arm(self.arm.enable().position_rad)
         else:
             self.loop.restart(state.setpoint_rad)
-        self._stop_reason = ""
         self._note("restarted")
 
     def _park(self) -> None:

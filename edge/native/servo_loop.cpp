@@ -141,8 +141,8 @@ int ServoLoop::run() {
   return 0;
 }
 
-// A waking thread sometimes waits for milliseconds until the scheduler runs it, above all without real-time priority. That
-// seldom happens to all of several that wake for the same cycle: the first one that runs has it.
+// A waking thread sometimes waits for milliseconds until the scheduler runs it, above all without real-time priority.
+// That seldom happens to all of several that wake for the same cycle: the first one that runs has it.
 void ServoLoop::take_turns() {
   if (!config_.realtime || shared_->realtime_errno) ask_for_short_slice();
   const auto realigned = static_cast<int64_t>(kRealign * static_cast<double>(period_ns_));
@@ -231,7 +231,8 @@ void ServoLoop::watch(int64_t at_ns) {
   const bool moving = state_ == State::kMoving, armed = state_ == State::kArmed;
   if (moving || armed) {
     // Counted in cycles: a loop that was kept waiting itself must not take that for silence.
-    if (!port_.is_open() || *std::min_element(unheard_.begin(), unheard_.end()) * config_.period_s > config_.bus_timeout_s)
+    const int unheard = *std::min_element(unheard_.begin(), unheard_.end());
+    if (!port_.is_open() || unheard * config_.period_s > config_.bus_timeout_s)
       enter(State::kHolding, Cause::kBusLost, -1, at_ns);
     else
       watch_joints(at_ns);
@@ -250,8 +251,7 @@ void ServoLoop::watch(int64_t at_ns) {
 void ServoLoop::watch_joints(int64_t at_ns) {
   for (size_t i = 0; i < n_; ++i) {
     const int joint = static_cast<int>(i);
-    if (silent(i))
-      return enter(State::kHolding, Cause::kServoSilent, joint, at_ns);
+    if (silent(i)) return enter(State::kHolding, Cause::kServoSilent, joint, at_ns);
     if (now_.released[i]) return enter(State::kHolding, Cause::kServoReset, joint, at_ns);
     if (!parking_ && hot_[i] >= kConfirmations) return enter(State::kHolding, Cause::kTemperature, joint, at_ns);
     if (!parking_ && weak_[i] >= kConfirmations) return enter(State::kHolding, Cause::kVoltage, joint, at_ns);
@@ -302,7 +302,6 @@ Result ServoLoop::carry_out(const Command& command, int64_t at_ns) {
       std::fill(limp_.begin(), limp_.end(), 0);
       std::fill(overload_ns_.begin(), overload_ns_.end(), 0);
       std::fill(lag_ns_.begin(), lag_ns_.end(), 0);
-      heeded_stops_ = shared_->stop_calls.load(std::memory_order_acquire);
       enter(State::kArmed, Cause::kNone, -1, at_ns);
       return Result::kOk;
     case CommandKind::kMove: {
