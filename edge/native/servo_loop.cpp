@@ -151,8 +151,9 @@ void ServoLoop::take_turns() {
     sleep_until(due_ns);
     Turn turn(turn_, std::try_to_lock);
     if (!turn.owns_lock()) {  // another one is at it
-      const int64_t next_ns = due_ns_;
-      sleep_until(next_ns > due_ns ? next_ns : due_ns + period_ns_);
+      // Where it takes longer than a cycle, come back now and then; without a pause that would keep it from ending.
+      const int64_t next_ns = due_ns_, soon_ns = now_ns() + period_ns_ / 4;
+      sleep_until(next_ns > due_ns ? std::max(next_ns, soon_ns) : soon_ns);
       continue;
     }
     if (due_ns_ != due_ns || quit_) continue;  // this cycle has been had
