@@ -63,6 +63,16 @@ class Calibration:
         reprojection_px: rms over all corners.
         leave_one_out_mm: rms over the views of the error at the board when solved without the view in question.
         views: raw observations; ``calib.routine.solve_again`` computes the rest from them.
+        joint_zeros_rad: true joint = measured + zero, in the arm's order, or empty where the zeros were taken as good.
+            T_base_camera holds for an arm that is corrected by them.
+        outliers: views (from 0) that contradict the others and do not count.
+        expected_mm: expected rms distance of the tip from a point the camera saw, from the calibration alone.
+        expected_reach_mm: the same for an arm with encoders as noisy as assumed.
+        covariance: (6, 6) of the twist (rotation rad, translation m; camera frame) from T_base_camera to the truth,
+            T_base_camera @ exp(twist).
+        point_covariance_m2: (3, 3) of where the tip ends up in the middle of the workspace, base frame.
+
+        The last six are missing from files of before they were computed: empty or None.
     """
 
     date: str
@@ -75,6 +85,12 @@ class Calibration:
     reprojection_px: float
     leave_one_out_mm: float
     views: tuple[View, ...]
+    joint_zeros_rad: tuple[float, ...] = ()
+    outliers: tuple[int, ...] = ()
+    expected_mm: float | None = None
+    expected_reach_mm: float | None = None
+    covariance: NDArray[np.float64] | None = None
+    point_covariance_m2: NDArray[np.float64] | None = None
 
     def check(self, intrinsics: Intrinsics, serial: str, arm_name: str) -> None:
         """Raise UserError unless this calibration is of this camera, at this image size, and of this arm."""
@@ -160,6 +176,8 @@ def load_calibration(path: str | Path) -> Calibration:
 
 def _to_dict(calibration: Calibration) -> dict[str, Any]:
     intrinsics, board = calibration.intrinsics, calibration.board
+    expected = {"expected_mm": calibration.expected_mm, "expected_reach_mm": calibration.expected_reach_mm}
+    covariances = {"covariance": calibration.covariance, "point_covariance_m2": calibration.point_covariance_m2}
     return {
         "schema": SCHEMA,
         "units": UNITS,
@@ -178,7 +196,11 @@ def _to_dict(calibration: Calibration) -> dict[str, Any]:
         "errors": {
             "reprojection_px": round(float(calibration.reprojection_px), 6),
             "leave_one_out_mm": round(float(calibration.leave_one_out_mm), 6),
+            **{name: round(float(value), 6) for name, value in expected.items() if value is not None},
         },
+        "joint_zeros_rad": [float(zero) for zero in calibration.joint_zeros_rad],
+        "outliers": [int(i) for i in calibration.outliers],
+        **{name: value.tolist() for name, value in covariances.items() if value is not None},
         "board": {
             "squares_x": board.squares_x,
             "squares_y": board.squares_y,
@@ -247,12 +269,17 @@ class _Reader:
             raise self.error(field, "a list of numbers")
         return np.array(value, dtype=float)
 
-    def transform(self, field: str) -> NDArray[np.float64]:
+    def square(self, field: str, side: int) -> NDArray[np.float64]:
         rows = self.get(field)
-        shaped = isinstance(rows, list) and len(rows) == 4 and all(isinstance(r, list) and len(r) == 4 for r in rows)
-        if not shaped or not all(_is_number(v) for row in rows for v in row):
-            raise self.error(field, "4 rows of 4 numbers")
-        T = np.array(rows, dtype=float)
+        shaped = isinstance(rows, list) and len(rows) == side
+        if not shaped or not all(isinstance(row, list) and len(row) == side for row in rows):
+            raise self.error(field, f"{side} rows of {side} numbers")
+        if not all(_is_number(v) for row in rows for v in row):
+            raise self.error(field, f"{side} rows of {side} numbers")
+        return np.array(rows, dtype=float)
+
+    def transform(self, field: str) -> NDArray[np.float64]:
+        T = self.square(field, 4)
         R = T[:3, :3]
         rotates = np.allclose(R @ R.T, np.eye(3), atol=1e-5) and np.linalg.det(R) > 0
         if not rotates or not np.allclose(T[3], [0, 0, 0, 1], atol=1e-9):
@@ -268,7 +295,7 @@ def _is_number(value: Any) -> bool:
 def _from_reader(reader: _Reader) -> Calibration:
     reader.only(
         *("schema", "units", "frames", "date", "arm", "camera", "T_base_camera", "T_gripper_board"),
-        *("errors", "board", "views"),
+        *("errors", "board", "views", "joint_zeros_rad", "outliers", "covariance", "point_covariance_m2"),
     )
     if reader.get("units") != UNITS:
         raise reader.error("units", str(UNITS))
@@ -287,11 +314,15 @@ def _from_reader(reader: _Reader) -> Calibration:
         distortion=tuple(distortion.tolist()),
     )
     errors = _Reader(reader.path, reader.get("errors"), "errors")
-    errors.only("reprojection_px", "leave_one_out_mm")
+    errors.only("reprojection_px", "leave_one_out_mm", "expected_mm", "expected_reach_mm")
     board = _board(_Reader(reader.path, reader.get("board"), "board"))
     views = reader.get("views")
     if not isinstance(views, list):
         raise reader.error("views", "a list")
+    zeros = reader.numbers("joint_zeros_rad") if "joint_zeros_rad" in reader.content else np.zeros(0)
+    outliers = reader.numbers("outliers") if "outliers" in reader.content else np.zeros(0)
+    if not np.isin(outliers, np.arange(len(views))).all():
+        raise reader.error("outliers", f"whole numbers below {len(views)}, the number of views")
     return Calibration(
         date=reader.text("date"),
         arm_name=reader.text("arm"),
@@ -303,6 +334,14 @@ def _from_reader(reader: _Reader) -> Calibration:
         reprojection_px=errors.number("reprojection_px"),
         leave_one_out_mm=errors.number("leave_one_out_mm"),
         views=tuple(_view(_Reader(reader.path, view, f"views[{i}]"), board) for i, view in enumerate(views)),
+        joint_zeros_rad=tuple(zeros.tolist()),
+        outliers=tuple(int(i) for i in outliers),
+        expected_mm=errors.number("expected_mm") if "expected_mm" in errors.content else None,
+        expected_reach_mm=errors.number("expected_reach_mm") if "expected_reach_mm" in errors.content else None,
+        covariance=reader.square("covariance", 6) if "covariance" in reader.content else None,
+        point_covariance_m2=reader.square("point_covariance_m2", 3)
+        if "point_covariance_m2" in reader.content
+        else None,
     )
 
 

@@ -6,7 +6,8 @@ T_base_camera and T_gripper_board; a corner p of the board is seen at
     project(T_camera_base @ T_base_gripper[i] @ T_gripper_board @ p).
 
 A closed-form solution of our own (OpenCV 5.0.0's Python package lacks calibrateHandEye: opencv issue 29565) starts a
-Levenberg-Marquardt minimization of all reprojection errors at once under Huber's loss.
+Levenberg-Marquardt minimization of all reprojection errors at once under Huber's loss. Here the arm's word is taken
+for its poses; ``calib.adjust`` goes on from there with encoders that are noisy and zeros that are off.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from calib.board import Board, Detection
+from calib.rigid import apply, invert, retract, rigid, rms_length, rotation, skew
 from drivers.errors import UserError
 from drivers.protocols import Intrinsics
 
@@ -65,35 +67,30 @@ def solve_hand_eye(
     Raises:
         UserError: too few views, or rotations that leave the answer undetermined.
     """
-    if len(detections) != len(T_base_gripper):
-        raise ValueError(f"{len(T_base_gripper)} arm poses for {len(detections)} detections")
-    if len(detections) < MIN_VIEWS:
-        raise UserError(
-            f"hand-eye calibration: {len(detections)} views of the board, {MIN_VIEWS} are needed; add arm poses"
-        )
-    spread = rotation_spread_rad(T_base_gripper)
-    if spread[1] < MIN_SPREAD_RAD:
-        first, second = np.degrees(spread[:2])
-        raise UserError(
-            f"hand-eye calibration: the gripper turned {first:.1f} deg rms about one axis but only {second:.1f} deg "
-            f"about a second (at least {np.degrees(MIN_SPREAD_RAD):.0f}); add arm poses that tilt the board another way"
-        )
-    views = [
-        _View(np.asarray(T, dtype=float), board.corners_m(d.ids), np.asarray(d.corners_px, dtype=float))
-        for T, d in zip(T_base_gripper, detections, strict=True)
-    ]
-    camera = _Pinhole(intrinsics)
+    views, camera = _views(T_base_gripper, detections, board), Pinhole(intrinsics)
     X, Y = _refine(*_closed_form(views, camera), views, camera)
 
-    view_px = np.array([_rms(_residuals(X, Y, [view], camera)) for view in views])
+    view_px = np.array([rms_length(_residuals(X, Y, [view], camera)) for view in views])
     leave_one_out = np.empty(len(views))
     for i, view in enumerate(views):
         Xi, Yi = _refine(X, Y, views[:i] + views[i + 1 :], camera)
-        predicted = _apply(view.T_base_gripper @ Yi, view.points_m)
+        predicted = apply(view.T_base_gripper @ Yi, view.points_m)
         T_camera_board = _refined_pose(view, camera, Xi @ view.T_base_gripper @ Yi)
-        seen = _apply(invert(Xi) @ T_camera_board, view.points_m)
+        seen = apply(invert(Xi) @ T_camera_board, view.points_m)
         leave_one_out[i] = np.sqrt(np.mean(np.sum((predicted - seen) ** 2, axis=1)))
-    return HandEye(invert(X), Y, _rms(_residuals(X, Y, views, camera)), view_px, leave_one_out)
+    return HandEye(invert(X), Y, rms_length(_residuals(X, Y, views, camera)), view_px, leave_one_out)
+
+
+def first_guess(
+    T_base_gripper: Sequence[Array], detections: Sequence[Detection], board: Board, intrinsics: Intrinsics
+) -> tuple[Array, Array]:
+    """T_base_camera and T_gripper_board in closed form: where a refinement starts.
+
+    Raises:
+        UserError: too few views, or rotations that leave the answer undetermined.
+    """
+    X, Y = _closed_form(_views(T_base_gripper, detections, board), Pinhole(intrinsics))
+    return invert(X), Y
 
 
 def rotation_spread_rad(T_base_gripper: Sequence[Array]) -> Array:
@@ -118,12 +115,7 @@ def reprojection_rms_px(
 ) -> float:
     """Root mean square distance, in pixels, between the seen corners and those the transforms predict."""
     views = [_View(T, board.corners_m(d.ids), d.corners_px) for T, d in zip(T_base_gripper, detections, strict=True)]
-    return _rms(_residuals(invert(T_base_camera), T_gripper_board, views, _Pinhole(intrinsics)))
-
-
-def invert(T: Array) -> Array:
-    """T_b_a from a rigid T_a_b, (4, 4)."""
-    return _rigid(T[:3, :3].T, -T[:3, :3].T @ T[:3, 3])
+    return rms_length(_residuals(invert(T_base_camera), T_gripper_board, views, Pinhole(intrinsics)))
 
 
 def information(
@@ -131,21 +123,11 @@ def information(
 ) -> Array:
     """(12, 12) J^T J of one view's corners: what it tells of both transforms (twists, radians and metres) per px^2."""
     view = _View(T_base_gripper, points_m, np.zeros((len(points_m), 2)))
-    J = _jacobian(T_camera_base, T_gripper_board, view, _Pinhole(intrinsics))
+    J = _jacobian(T_camera_base, T_gripper_board, view, Pinhole(intrinsics))
     return J.T @ J
 
 
-# --- below: X is T_camera_base, Y is T_gripper_board ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _View:
-    T_base_gripper: Array
-    points_m: Array  # (n, 3) in the board frame
-    corners_px: Array  # (n, 2)
-
-
-class _Pinhole:
+class Pinhole:
     """OpenCV's projection with its derivative."""
 
     def __init__(self, intrinsics: Intrinsics) -> None:
@@ -161,7 +143,44 @@ class _Pinhole:
         return np.asarray(px, dtype=float).reshape(-1, 2), np.asarray(J, dtype=float)[:, 3:6].reshape(-1, 2, 3)
 
 
-def _closed_form(views: list[_View], camera: _Pinhole) -> tuple[Array, Array]:
+def board_pose(detection: Detection, board: Board, camera: Pinhole, guess: Array) -> Array:
+    """(4, 4) T_camera_board of one view by its own corners alone, from a guess."""
+    view = _View(guess, board.corners_m(detection.ids), np.asarray(detection.corners_px, dtype=float))
+    return _refined_pose(view, camera, guess)
+
+
+# --- below: X is T_camera_base, Y is T_gripper_board ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _View:
+    T_base_gripper: Array
+    points_m: Array  # (n, 3) in the board frame
+    corners_px: Array  # (n, 2)
+
+
+def _views(T_base_gripper: Sequence[Array], detections: Sequence[Detection], board: Board) -> list[_View]:
+    """The observations, once they are seen to determine an answer."""
+    if len(detections) != len(T_base_gripper):
+        raise ValueError(f"{len(T_base_gripper)} arm poses for {len(detections)} detections")
+    if len(detections) < MIN_VIEWS:
+        raise UserError(
+            f"hand-eye calibration: {len(detections)} views of the board, {MIN_VIEWS} are needed; add arm poses"
+        )
+    spread = rotation_spread_rad(T_base_gripper)
+    if spread[1] < MIN_SPREAD_RAD:
+        first, second = np.degrees(spread[:2])
+        raise UserError(
+            f"hand-eye calibration: the gripper turned {first:.1f} deg rms about one axis but only {second:.1f} deg "
+            f"about a second (at least {np.degrees(MIN_SPREAD_RAD):.0f}); add arm poses that tilt the board another way"
+        )
+    return [
+        _View(np.asarray(T, dtype=float), board.corners_m(d.ids), np.asarray(d.corners_px, dtype=float))
+        for T, d in zip(T_base_gripper, detections, strict=True)
+    ]
+
+
+def _closed_form(views: list[_View], camera: Pinhole) -> tuple[Array, Array]:
     """A start for the refinement.
 
     A flat board seen from afar has two likely poses; a wrong one among them spoils an average. So the solution is
@@ -201,7 +220,7 @@ def _robot_world(T_base_gripper: list[Array], T_camera_board: list[Array]) -> tu
     # R_A t_Z - t_X = R_X t_B - t_A
     lhs = np.concatenate([np.hstack([A, -np.eye(3)]) for A in RA])
     t, *_ = np.linalg.lstsq(lhs, (tB @ R_X.T - tA).ravel(), rcond=None)
-    return _rigid(R_X, t[3:]), invert(_rigid(R_Z, t[:3]))
+    return rigid(R_X, t[3:]), invert(rigid(R_Z, t[:3]))
 
 
 def _nearest_rotation(M: Array) -> Array:
@@ -209,13 +228,13 @@ def _nearest_rotation(M: Array) -> Array:
     return U @ np.diag([1.0, 1.0, np.linalg.det(U @ Vt)]) @ Vt
 
 
-def _board_poses(view: _View, camera: _Pinhole) -> tuple[list[Array], list[float]]:
+def _board_poses(view: _View, camera: Pinhole) -> tuple[list[Array], list[float]]:
     """Both T_camera_board that explain a view of a plane (IPPE: Collins & Bartoli 2014), with errors, best first."""
     centre = view.points_m.mean(axis=0)
     _, rvecs, tvecs, errors = cv2.solvePnPGeneric(
         view.points_m - centre, view.corners_px, camera.K, camera.distortion, flags=cv2.SOLVEPNP_IPPE
     )
-    poses = [_rigid(_rotation(r), t) for r, t in zip(rvecs, tvecs, strict=True)]
+    poses = [rigid(rotation(r), t) for r, t in zip(rvecs, tvecs, strict=True)]
     for T in poses:
         T[:3, 3] -= T[:3, :3] @ centre
     errors_px = [float(error) for error in np.ravel(errors)]
@@ -227,16 +246,16 @@ def _nearest(poses: list[Array], T: Array) -> Array:
     return max(poses, key=lambda pose: float(np.sum(pose[:3, :3] * T[:3, :3])))
 
 
-def _refined_pose(view: _View, camera: _Pinhole, guess: Array) -> Array:
+def _refined_pose(view: _View, camera: Pinhole, guess: Array) -> Array:
     """T_camera_board of one view by its own corners alone, from a guess."""
     start = cv2.Rodrigues(guess[:3, :3])[0], guess[:3, 3].copy()
     _, rvec, tvec = cv2.solvePnP(
         view.points_m, view.corners_px, camera.K, camera.distortion, *start, True, cv2.SOLVEPNP_ITERATIVE
     )
-    return _rigid(_rotation(rvec), tvec)
+    return rigid(rotation(rvec), tvec)
 
 
-def _refine(X: Array, Y: Array, views: list[_View], camera: _Pinhole) -> tuple[Array, Array]:
+def _refine(X: Array, Y: Array, views: list[_View], camera: Pinhole) -> tuple[Array, Array]:
     """Minimize Huber's loss of all residuals; its threshold follows the noise (1.345 sigma: Huber 1964)."""
     for _ in range(4):
         lengths = np.linalg.norm(_residuals(X, Y, views, camera), axis=1)
@@ -247,7 +266,7 @@ def _refine(X: Array, Y: Array, views: list[_View], camera: _Pinhole) -> tuple[A
 
 
 def _levenberg_marquardt(
-    X: Array, Y: Array, views: list[_View], camera: _Pinhole, delta_px: float
+    X: Array, Y: Array, views: list[_View], camera: Pinhole, delta_px: float
 ) -> tuple[Array, Array]:
     """Levenberg-Marquardt with iteratively reweighted squares on left twists of X and Y (Nocedal & Wright, ch. 10)."""
     damping = 1e-4
@@ -261,7 +280,7 @@ def _levenberg_marquardt(
         step = -np.linalg.solve(H + damping * np.diag(np.diag(H)), gradient)
         if np.abs(step).max() < 1e-9:  # a nanometre
             break
-        X_new, Y_new = _exp(step[:6]) @ X, _exp(step[6:]) @ Y
+        X_new, Y_new = retract(step[:6]) @ X, retract(step[6:]) @ Y
         residuals_new = _residuals(X_new, Y_new, views, camera)
         cost_new = _huber_cost(residuals_new, delta_px)
         if not cost_new < cost:
@@ -277,59 +296,29 @@ def _levenberg_marquardt(
     return X, Y
 
 
-def _residuals(X: Array, Y: Array, views: list[_View], camera: _Pinhole) -> Array:
+def _residuals(X: Array, Y: Array, views: list[_View], camera: Pinhole) -> Array:
     """(all corners, 2): predicted minus seen, in pixels; a corner behind the camera counts as 1e6 px off."""
     residuals = []
     for view in views:
-        points = _apply(X @ view.T_base_gripper @ Y, view.points_m)
+        points = apply(X @ view.T_base_gripper @ Y, view.points_m)
         residual = camera.project(points)[0] - view.corners_px
         residual[points[:, 2] <= 1e-6] = 1e6
         residuals.append(residual)
     return np.concatenate(residuals)
 
 
-def _jacobian(X: Array, Y: Array, view: _View, camera: _Pinhole) -> Array:
+def _jacobian(X: Array, Y: Array, view: _View, camera: Pinhole) -> Array:
     """(2 n, 12) derivative of a view's residuals by the twists (rotation, translation) of exp(xi) X and exp(eta) Y."""
-    in_gripper = _apply(Y, view.points_m)
+    in_gripper = apply(Y, view.points_m)
     T_camera_gripper = X @ view.T_base_gripper
-    in_camera = _apply(T_camera_gripper, in_gripper)
+    in_camera = apply(T_camera_gripper, in_gripper)
     d_px = camera.project(in_camera)[1]
     eye = np.broadcast_to(np.eye(3), (len(in_camera), 3, 3))
-    by_X = np.concatenate([-_skew(in_camera), eye], axis=2)
-    by_Y = T_camera_gripper[:3, :3] @ np.concatenate([-_skew(in_gripper), eye], axis=2)
+    by_X = np.concatenate([-skew(in_camera), eye], axis=2)
+    by_Y = T_camera_gripper[:3, :3] @ np.concatenate([-skew(in_gripper), eye], axis=2)
     return (d_px @ np.concatenate([by_X, by_Y], axis=2)).reshape(-1, 12)
 
 
 def _huber_cost(residuals: Array, delta_px: float) -> float:
     length = np.linalg.norm(residuals, axis=1)
     return float(np.sum(np.where(length <= delta_px, 0.5 * length**2, delta_px * (length - 0.5 * delta_px))))
-
-
-def _rms(residuals: Array) -> float:
-    return float(np.sqrt(np.mean(np.sum(residuals**2, axis=1))))
-
-
-def _apply(T: Array, points: Array) -> Array:
-    return points @ T[:3, :3].T + T[:3, 3]
-
-
-def _rigid(R: Array, t: ArrayLike) -> Array:
-    T = np.eye(4)
-    T[:3, :3], T[:3, 3] = R, np.ravel(t)
-    return T
-
-
-def _rotation(rvec: ArrayLike) -> Array:
-    return np.asarray(cv2.Rodrigues(np.asarray(rvec, dtype=float))[0], dtype=float)
-
-
-def _exp(twist: Array) -> Array:
-    """Rotation by the vector twist[:3], then translation by twist[3:]: a retraction, not the screw motion."""
-    return _rigid(_rotation(twist[:3]), twist[3:])
-
-
-def _skew(v: Array) -> Array:
-    """(n, 3) -> (n, 3, 3) cross-product matrices."""
-    zero = np.zeros(len(v))
-    x, y, z = v.T
-    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)

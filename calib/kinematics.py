@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.hand_eye import invert
+from calib.rigid import invert
 from drivers.errors import UserError
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.board import HOLDING_GRIPPER_RAD, PLATE_THICKNESS_M, Board, T_gripper_board_nominal
-from calib.hand_eye import information, invert
+from calib.hand_eye import information
 from calib.kinematics import GripperKinematics
+from calib.rigid import invert
 from drivers.errors import UserError
 from drivers.protocols import Intrinsics
 

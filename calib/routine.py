@@ -9,9 +9,10 @@ from datetime import datetime, timezone
 import numpy as np
 from numpy.typing import NDArray
 
+from calib.adjust import adjust
 from calib.board import Board, Detection
 from calib.file import Calibration, View
-from calib.hand_eye import solve_hand_eye
+from calib.workspace import workspace_poses
 from drivers.errors import UserError
 from drivers.protocols import Arm, Camera, Intrinsics
 
@@ -36,6 +37,7 @@ def calibrate_hand_eye(
     arm_name: str,
     move: Callable[[Array], None],
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    fit_zeros: bool | None = None,
 ) -> Calibration:
     """Take the arm through the poses, look at the board in each, and solve for where the camera stands.
 
@@ -45,6 +47,7 @@ def calibrate_hand_eye(
         arm_name: the robot file's name, stored in the result.
         move: brings the arm to a joint pose and returns when its setpoints have arrived there.
         progress: told (views done, views in all, what came of the last one).
+        fit_zeros: solve for the joints' zeros too: True, False, or None for where the data need it.
 
     Returns:
         The calibration; the arm is left at its last pose.
@@ -77,10 +80,10 @@ def calibrate_hand_eye(
             "needed; see that the board faces the camera, is lit evenly and lies still in the gripper"
         )
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return _solve(joints, detections, fk, board, intrinsics, camera.serial, arm_name, date)
+    return _solve(joints, detections, fk, board, intrinsics, camera.serial, arm_name, date, fit_zeros)
 
 
-def solve_again(calibration: Calibration, fk: Callable[[Array], Array]) -> Calibration:
+def solve_again(calibration: Calibration, fk: Callable[[Array], Array], fit_zeros: bool | None = None) -> Calibration:
     """The same calibration computed anew from its raw observations, say with a better ``fk``. Raises UserError."""
     return _solve(
         [view.joints_rad for view in calibration.views],
@@ -91,6 +94,7 @@ def solve_again(calibration: Calibration, fk: Callable[[Array], Array]) -> Calib
         calibration.camera_serial,
         calibration.arm_name,
         calibration.date,
+        fit_zeros,
     )
 
 
@@ -103,8 +107,10 @@ def _solve(
     serial: str,
     arm_name: str,
     date: str,
+    fit_zeros: bool | None,
 ) -> Calibration:
-    result = solve_hand_eye([fk(q) for q in joints], detections, board, intrinsics)
+    reach_rad = workspace_poses(fk, len(joints[0]))
+    result = adjust(joints, detections, fk, board, intrinsics, reach_rad=reach_rad, fit_zeros=fit_zeros)
     if result.leave_one_out_mm > MAX_LEAVE_ONE_OUT_MM:
         worst = int(np.argmax(result.leave_one_out_m))
         raise UserError(
@@ -127,6 +133,12 @@ def _solve(
             View(q, d.ids, d.corners_px, float(px), 1e3 * float(loo))
             for q, d, px, loo in zip(joints, detections, result.view_px, result.leave_one_out_m, strict=True)
         ),
+        joint_zeros_rad=tuple(result.joint_zeros_rad.tolist()) if result.zeros_fitted else (),
+        outliers=result.outliers,
+        expected_mm=result.expected_mm,
+        expected_reach_mm=result.expected_reach_mm,
+        covariance=result.covariance,
+        point_covariance_m2=result.point_covariance_m2,
     )
 
 

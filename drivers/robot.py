@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Joint:
 
     name: str
     id: int
-    zero_count: int
+    zero_count: float
     direction: int
 
 
@@ -102,6 +103,7 @@ class Robot:
         rest_rad: (n,) folded and supported; torque may be cut there.
         ready_rad: (n,) arm out of the camera's view of the table.
         lower_rad, upper_rad: (n,) joint limits, from the model.
+        joint_zeros_rad: corrections that its zero counts hold already, as `robot_with_zeros` put them in; () for none.
     """
 
     path: Path
@@ -114,6 +116,7 @@ class Robot:
     ready_rad: NDArray[np.float64]
     lower_rad: NDArray[np.float64]
     upper_rad: NDArray[np.float64]
+    joint_zeros_rad: tuple[float, ...] = ()
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -145,6 +148,32 @@ def load_robot(path: str | Path = SO101_PATH) -> Robot:
         ready_rad=_read_pose(top, "ready_rad", lower_rad, upper_rad),
         lower_rad=lower_rad,
         upper_rad=upper_rad,
+    )
+
+
+def robot_with_zeros(robot: Robot, joint_zeros_rad: Sequence[float]) -> Robot:
+    """The robot with the joint zeros that a hand-eye calibration found: true angle = measured + zero, (n,) rad.
+
+    Limits are narrowed where they would leave the servo's turn. Raises UserError when there is not one zero a joint.
+    """
+    zeros = np.asarray(joint_zeros_rad, dtype=np.float64)
+    if zeros.shape != robot.lower_rad.shape:
+        raise UserError(
+            f"robot file {robot.path}: has {len(robot.arm.joints)} joints, the calibration's joint_zeros_rad {zeros.size}"
+            "; calibrate this arm again"
+        )
+    joints, lower, upper = [], robot.lower_rad.copy(), robot.upper_rad.copy()
+    for i, (joint, zero) in enumerate(zip(robot.arm.joints, zeros, strict=True)):
+        count = joint.zero_count - joint.direction * zero / RAD_PER_COUNT
+        ends = sorted(joint.direction * (end - count) * RAD_PER_COUNT for end in (0, COUNTS_PER_TURN - 1))
+        lower[i], upper[i] = max(lower[i], ends[0]), min(upper[i], ends[1])
+        joints.append(replace(joint, zero_count=float(count)))
+    return replace(
+        robot,
+        arm=replace(robot.arm, joints=tuple(joints)),
+        lower_rad=lower,
+        upper_rad=upper,
+        joint_zeros_rad=tuple(float(zero) for zero in zeros),
     )
 
 

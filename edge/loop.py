@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from calib.file import Calibration
 from drivers.errors import UserError
 from drivers.protocols import Camera, Frame
@@ -86,6 +88,7 @@ class Runtime:
         recorder: Recorder | None = None,
     ) -> None:
         calibration.check(camera.intrinsics, camera.serial, robot.name)
+        _check_zeros(robot, calibration)
         self.robot, self.camera, self.controller, self.engine = robot, camera, controller, engine
         self.calibration, self.tracer, self.say = calibration, tracer, say
         self.kinematics = Kinematics(robot)
@@ -228,3 +231,14 @@ class Runtime:
             self.say("placing")
             self.controller.execute(place)
         return ""
+
+
+def _check_zeros(robot: Robot, calibration: Calibration) -> None:
+    """The calibration's transform holds for an arm with the calibration's joint zeros. Raises UserError otherwise."""
+    found, has = calibration.joint_zeros_rad, robot.joint_zeros_rad
+    n = len(robot.arm.joints)
+    if not np.allclose(found or np.zeros(n), has or np.zeros(n), atol=1e-9):
+        raise UserError(
+            "calibration: it found the arm's joint zeros to be off, and the robot is used without them; open it as "
+            "robot_with_zeros(robot, calibration.joint_zeros_rad)"
+        )

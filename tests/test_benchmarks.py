@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import faulty_hour, runtimes, servo_jitter, stop_latency, vocabulary
+from benchmarks import faulty_hour, hand_eye, runtimes, servo_jitter, stop_latency, vocabulary
 from benchmarks import make_random_checkpoint as maker
 from drivers.errors import UserError
 
@@ -77,6 +77,7 @@ def test_a_tiktoken_file_gives_the_tokenizer_it_was_made_of(trained: tuple[Any, 
         ("grammar --pass-ms 0", "--pass-ms 0: expected more than 0"),
         ("servo_jitter --threads 0", "--threads 0: expected one or more"),
         ("stop_latency --stops 0", "--stops 0: expected one or more"),
+        ("hand_eye --opencv4 {tmp}/file", "file: is no folder"),
         ("faulty_hour --arms 0", "--arms 0: expected one or more"),
         ("faulty_hour --minutes 0", "--minutes 0: expected more than 0"),
     ],
@@ -280,3 +281,28 @@ def test_the_wires_judge_sees_what_is_beyond_a_limit(order: int, name: str) -> N
         found = faulty_hour.on_the_wire([counts * servo_jitter.RAD_PER_COUNT], robot)
         assert (found[name]["over"] > 0) is over, (name, share, found)
         assert all(row["over"] == 0 for other, row in found.items() if other != name)
+
+
+# The hand-eye calibration
+
+
+def test_calibrations_are_judged_by_the_tip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"QUICK_TRIALS": 4, "POOL": 20}.items():
+        monkeypatch.setattr(hand_eye, name, value)
+    # OpenCV's own need another OpenCV: the truth and a failure stand in for them
+    monkeypatch.setattr(
+        hand_eye,
+        "opencv",
+        lambda trials, fk, folder: [
+            {"TRUTH": trial.T_base_camera, "NONE": np.full((4, 4), np.nan)} for trial in trials
+        ],
+    )
+    found = figures_of(hand_eye.main, tmp_path, monkeypatch)
+    good, bad = found["good_zeros"], found["bad_zeros"]
+    assert good["opencv"]["TRUTH"]["median_mm"] < 1e-9 and good["opencv"]["NONE"]["median_mm"] is None
+    assert good["best_opencv"] == "TRUTH"
+    assert 3 < bad["best_opencv_median_mm"] < 40  # the true camera does not help an arm whose zeros are off
+    for row in (good, bad):
+        assert 0 < row["ours_median_mm"] <= row["ours_p95_mm"] < 5
+        assert row["trials"] == 2 and 0 <= row["reported_within_two_share"] <= 1
+    assert good["zeros_fitted_share"] == 0 and bad["zeros_fitted_share"] == bad["corrupted_found_share"] == 1

@@ -103,6 +103,34 @@ def test_comes_back_as_saved(serial, arm, turn, shift, focal, distortion, views)
         assert (ours.reprojection_px, ours.leave_one_out_mm) == (theirs.reprojection_px, theirs.leave_one_out_mm)
 
 
+def test_zeros_outliers_and_expected_errors_come_back(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    calibration = make(
+        joint_zeros_rad=(0.0, 0.021, -0.013, 0.004, 0.0, 0.0),
+        outliers=(1,),
+        expected_mm=0.62,
+        expected_reach_mm=0.98,
+        covariance=rng.normal(size=(6, 6)) * 1e-7,
+        point_covariance_m2=rng.normal(size=(3, 3)) * 1e-7,
+    )
+    save_calibration(calibration, tmp_path / "c.yaml")
+    back = load_calibration(tmp_path / "c.yaml")
+    for field in ("joint_zeros_rad", "outliers", "expected_mm", "expected_reach_mm"):
+        assert getattr(back, field) == getattr(calibration, field)
+    np.testing.assert_array_equal(back.covariance, calibration.covariance)
+    np.testing.assert_array_equal(back.point_covariance_m2, calibration.point_covariance_m2)
+
+
+def test_file_of_before_zeros_were_kept_is_read(saved: Path):
+    content = yaml.safe_load(saved.read_text())
+    for field in ("joint_zeros_rad", "outliers"):
+        del content[field]
+    saved.write_text(yaml.safe_dump(content))
+    back = load_calibration(saved)
+    assert back.joint_zeros_rad == () and back.outliers == ()
+    assert back.expected_mm is back.expected_reach_mm is back.covariance is back.point_covariance_m2 is None
+
+
 def test_file_says_units_and_frames_and_is_compact(saved: Path):
     text = saved.read_text()
     content = yaml.safe_load(text)
@@ -195,6 +223,9 @@ def test_missing_file_and_folder(tmp_path: Path):
         (lambda c: c["views"][1]["ids"].append(99), r"views\[1\].ids: expected"),
         (lambda c: c["views"][0]["corners_px"].pop(), r"views\[0\].corners_px: expected"),
         (lambda c: c.update(views="none"), "views: expected a list"),
+        (lambda c: c.update(outliers=[2]), "outliers: expected whole numbers below 2"),
+        (lambda c: c.update(joint_zeros_rad=0.1), "joint_zeros_rad: expected a list of numbers"),
+        (lambda c: c.update(covariance=[[1.0]]), "covariance: expected 6 rows of 6 numbers"),
         (lambda c: c.update(camera=[1, 2]), "camera: expected a mapping"),
     ],
 )

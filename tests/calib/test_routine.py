@@ -170,11 +170,28 @@ def test_routine_finds_the_camera(poses, fk):
     assert 1e3 * np.linalg.norm(lifted - points, axis=1).max() < 1.5
     assert distance(result.T_gripper_board, T_GRIPPER_BOARD)[0] < 2.0
     assert result.leave_one_out_mm < 3.0 and result.reprojection_px < 1.5
+    assert result.joint_zeros_rad == () and result.outliers == () and result.expected_mm < 2.0
     assert len(result.views) >= 10 and result.camera_serial == "rig" and result.arm_name == "so101"
     assert [s[:2] for s in said] == [(i, 12) for i in range(1, 13)] and "corners" in said[0][2]
 
     again = solve_again(result, fk)
     np.testing.assert_allclose(again.T_base_camera, result.T_base_camera, atol=1e-9)
+
+
+def test_zeros_that_are_off_come_back_with_the_calibration(poses, fk):
+    zeros = np.radians([0.0, 1.5, -1.2, 1.8, 0.0, 0.0])
+
+    class Off(RigArm):
+        def read(self):
+            return JointState(super().read().position_rad - zeros)
+
+    rig = Rig(fk)
+    result = calibrate_hand_eye(Off(rig), RigCamera(rig), poses, fk, BOARD, arm_name="so101", move=rig.move)
+    np.testing.assert_allclose(result.joint_zeros_rad, zeros, atol=np.radians(0.4))
+    assert distance(result.T_base_camera, T_BASE_CAMERA)[0] < 4.0
+    assert 0 < result.expected_mm < result.expected_reach_mm < 4.0 and result.covariance.shape == (6, 6)
+    unasked = solve_again(result, fk, fit_zeros=False)
+    assert unasked.joint_zeros_rad == () and unasked.leave_one_out_mm > 2 * result.leave_one_out_mm
 
 
 def test_views_without_board_or_rest_are_skipped_and_said(poses, fk, monkeypatch):
@@ -192,9 +209,28 @@ def test_too_few_good_views_are_refused(poses, fk):
         run(Rig(fk, blind=range(5)), poses, fk)
 
 
-def test_misprinted_board_or_wrong_zero_is_refused(poses, fk):
+def test_an_arm_that_contradicts_itself_is_refused(poses, fk):
     def wrong_fk(q_rad):
         return fk(q_rad + np.array([0.0, 0.0, 0.6, -0.4, 0.0, 0.0]) * (q_rad > 0.5))
 
-    with pytest.raises(UserError, match="mm at the board .* zero offsets"):
+    with pytest.raises(UserError, match=r"only \d of 12 views agree .* zero offsets"):
         run(Rig(fk), poses, wrong_fk)
+
+
+def test_an_arm_that_is_off_everywhere_is_refused(poses, fk):
+    rng = np.random.default_rng(0)
+
+    class Loose(RigArm):
+        def read(self):
+            state = super().read()
+            return JointState(state.position_rad + loose)
+
+    loose = np.zeros(6)
+    rig = Rig(fk)
+
+    def move(q_rad):
+        rig.move(q_rad)
+        loose[:] = rng.normal(0, 0.06, 6)
+
+    with pytest.raises(UserError, match="mm at the board .* zero offsets"):
+        calibrate_hand_eye(Loose(rig), RigCamera(rig), poses, fk, BOARD, arm_name="so101", move=move)

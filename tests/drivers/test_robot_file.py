@@ -7,9 +7,12 @@ import mujoco
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from drivers.arm.tables import RAD_PER_COUNT
 from drivers.errors import UserError
-from drivers.robot import SO101_PATH, Box, Robot, load_robot
+from drivers.robot import SO101_PATH, Box, Robot, load_robot, robot_with_zeros
 
 SHIPPED = sorted(SO101_PATH.parent.glob("*.yaml"))
 
@@ -180,3 +183,21 @@ def test_a_file_that_is_no_robot_file_is_refused(tmp_path: Path, content: bytes,
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.yaml: No such file"):
         load_robot(tmp_path / "nothing.yaml")
+
+
+@given(st.lists(st.floats(-0.05, 0.05), min_size=6, max_size=6))
+def test_joint_zeros_correct_every_angle_and_limits_stay_on_the_servos_turn(zeros: list[float]) -> None:
+    plain = load_robot()
+    robot = robot_with_zeros(plain, zeros)
+    assert robot.joint_zeros_rad == tuple(zeros)
+    for i, (before, after) in enumerate(zip(plain.arm.joints, robot.arm.joints, strict=True)):
+        measured = before.direction * (1000 - before.zero_count) * RAD_PER_COUNT
+        corrected = after.direction * (1000 - after.zero_count) * RAD_PER_COUNT
+        assert corrected == pytest.approx(measured + zeros[i])
+        for limit in (robot.lower_rad[i], robot.upper_rad[i]):
+            assert -1e-6 <= after.zero_count + after.direction * limit / RAD_PER_COUNT <= 4095 + 1e-6
+
+
+def test_joint_zeros_of_another_arm_are_refused() -> None:
+    with pytest.raises(UserError, match="has 6 joints, the calibration's joint_zeros_rad 5"):
+        robot_with_zeros(load_robot(), [0.0] * 5)

@@ -15,7 +15,7 @@ from calib.file import Calibration
 from drivers.errors import UserError
 from drivers.protocols import Frame, JointState
 from drivers.recording import Recorder, Recording
-from drivers.robot import load_robot
+from drivers.robot import load_robot, robot_with_zeros
 from drivers.sim.render import CAMERA, camera_pose, render
 from drivers.sim.scene import Item, Scene, draw_look
 from drivers.sim.world import build_model, set_arm
@@ -140,6 +140,16 @@ def test_a_calibration_of_something_else_is_refused_and_nothing_moves(
     with pytest.raises(UserError, match=said):
         Runtime(ROBOT, camera, arm, None, replace(calibration(), **wrong), Tracer())  # type: ignore[arg-type]
     assert not arm.moves
+
+
+def test_joint_zeros_that_the_calibration_found_must_be_the_robots(
+    camera: StillCamera, arm: ObedientController
+) -> None:
+    zeros = (0.0, 0.02, -0.03, 0.01, 0.0, 0.0)
+    found = replace(calibration(), joint_zeros_rad=zeros)
+    with pytest.raises(UserError, match="robot_with_zeros"):
+        Runtime(ROBOT, camera, arm, None, found, Tracer())  # type: ignore[arg-type]
+    Runtime(robot_with_zeros(ROBOT, zeros), camera, arm, None, found, Tracer())  # type: ignore[arg-type]
 
 
 def test_a_box_on_the_bare_table_is_said_and_nothing_moves(runtime, arm, monkeypatch) -> None:
