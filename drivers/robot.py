@@ -159,8 +159,8 @@ def robot_with_zeros(robot: Robot, joint_zeros_rad: Sequence[float]) -> Robot:
     zeros = np.asarray(joint_zeros_rad, dtype=np.float64)
     if zeros.shape != robot.lower_rad.shape:
         raise UserError(
-            f"robot file {robot.path}: has {len(robot.arm.joints)} joints, the calibration's joint_zeros_rad {zeros.size}"
-            "; calibrate this arm again"
+            f"robot file {robot.path}: has {len(robot.arm.joints)} joints, the calibration's joint_zeros_rad "
+            f"{zeros.size}; calibrate this arm again"
         )
     joints, lower, upper = [], robot.lower_rad.copy(), robot.upper_rad.copy()
     for i, (joint, zero) in enumerate(zip(robot.arm.joints, zeros, strict=True)):
