@@ -265,7 +265,8 @@ class Controller:
         Raises DeviceError when a servo is not heard or stays without torque; the arm holds.
         """
         with self._motion:
-            self._restart()
+            if self.arm.torque_on:
+                self._restart()
 
     def park(self) -> None:
         """Go to the rest pose, then torque off. Torque stays on if the arm cannot be brought there.
@@ -385,13 +386,13 @@ class Controller:
 
     def _restart(self) -> None:
         state = self.loop.state()
-        if state.state in (State.DISARMED, State.ARMED, State.MOVING):
+        if state.state in (State.ARMED, State.MOVING):
             return
         self._await_rest()
         self.read()  # never on from an old reading
         state = self.loop.state()
         self._stop_reason = ""  # of now; a stop that comes meanwhile counts
-        if state.released.any() or (state.torque == 0).any():
+        if state.state == State.DISARMED or state.released.any() or (state.torque == 0).any():
             # Its goals would be overwritten by the loop's while they are set, so the loop is silent for a moment.
             self.loop.disarm()
             self.loop.arm(self.arm.enable().position_rad)
@@ -400,19 +401,15 @@ class Controller:
         self._note("restarted")
 
     def _park(self) -> None:
-        rest_rad, ready_rad = self.robot.rest_rad, self.robot.ready_rad
         error: DeviceError | None = None
+        resting = False
         for attempt in range(_PARK_ATTEMPTS):
             try:
                 if attempt and self.loop.state().state == State.STOPPED:
                     break  # a stop while it parks is a stop
-                if self.loop.state().state == State.MOVING:
-                    self.hold()
-                self._restart()
-                if np.abs(self.setpoint_rad - rest_rad)[:-1].max() > _NEAR_REST_RAD:
-                    self._execute(plan_move(self.setpoint_rad, self._gripped(ready_rad)), None, parking=True)
-                self._execute(plan_move(self.setpoint_rad, rest_rad), None, parking=True)
-                self._settle(rest_rad)
+                if not resting:
+                    self._go_to_rest()
+                resting = True
                 self.loop.disarm()
                 self.arm.disable()
                 self._note("parked")
@@ -422,6 +419,16 @@ class Controller:
         raise MotionError(
             f"arm: could not be parked, so torque stays on; support it, then switch its power off ({error})"
         ) from error
+
+    def _go_to_rest(self) -> None:
+        rest_rad, ready_rad = self.robot.rest_rad, self.robot.ready_rad
+        if self.loop.state().state == State.MOVING:
+            self.hold()
+        self._restart()
+        if np.abs(self.setpoint_rad - rest_rad)[:-1].max() > _NEAR_REST_RAD:
+            self._execute(plan_move(self.setpoint_rad, self._gripped(ready_rad)), None, parking=True)
+        self._execute(plan_move(self.setpoint_rad, rest_rad), None, parking=True)
+        self._settle(rest_rad)
 
     def _gripped(self, position_rad: Array) -> Array:
         """A pose with the gripper as it is told now: what is held is not dropped on the way."""

@@ -25,6 +25,7 @@ from drivers.sim.dynamixel_bank import DynamixelBank
 from drivers.sim.following_arm import FollowingBank, WireTap
 from drivers.sim.servo_bus import LineFaults, ServoBus
 from edge.control import Cause, Controller, MotionError, ServoLoop, State, Stopped
+from edge.control.loop_arm import LoopArm
 from edge.motion import JointTrajectory, plan_move
 from edge.plan_check import LimitError
 
@@ -325,6 +326,7 @@ def test_ctrl_c_brings_the_arm_to_rest_and_parks_it(ready: Bench) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_parks_and_leaves_with_its_code(bench: Bench, number: signal.Signals) -> None:
+    found = signal.signal(number, signal.SIG_DFL)  # under nohup it would be ignored
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as leaving, Controller(ROBOT, bench.bus.port):
         os.kill(os.getpid(), number)
@@ -332,6 +334,25 @@ def test_a_signal_parks_and_leaves_with_its_code(bench: Bench, number: signal.Si
     assert leaving.value.code == 128 + number
     assert bench.torque == [0] * 6
     assert signal.getsignal(number) == before
+    signal.signal(number, found)
+
+
+def test_torque_that_does_not_go_off_at_once_is_switched_off_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+    disable = LoopArm.disable
+
+    def fail_once(arm: LoopArm) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise DeviceError("servo 3 does not confirm")
+        disable(arm)
+
+    monkeypatch.setattr(LoopArm, "disable", fail_once)
+    with Controller(ROBOT, bench.bus.port):
+        pass
+    assert len(tries) == 2 and bench.torque == [0] * 6
 
 
 def test_parking_ends_a_motion_in_another_thread(ready: Bench) -> None:
