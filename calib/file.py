@@ -1,25 +1,28 @@
-"""The calibration file: where the camera stands, how well that is known, and everything it was computed from."""
+"""The calibration file: intrinsics, hand-eye, joint zeros, how good they are, and all they were computed from."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from calib.board import Board
+from calib.calibration import MOUNTS, SOURCES, BoardView, Calibration, CameraCalibration, Reference, View
 from drivers.errors import UserError
 from drivers.protocols import Intrinsics
 
-SCHEMA = 1
+SCHEMA = 2
 
-UNITS = {"length": "m", "angle": "rad", "image": "px", "leave_one_out": "mm"}
+UNITS = {"length": "m", "angle": "rad", "image": "px", "leave_one_out": "mm", "expected": "mm"}
 FRAMES = {
     "base": "the arm's base, z up; MJCF body base",
     "gripper": "MJCF body gripper, the link of the fixed jaw",
@@ -28,117 +31,41 @@ FRAMES = {
     "T_a_b": "maps b coordinates to a coordinates, row by row",
 }
 
-_INTRINSICS_PX = 1.0  # intrinsics further apart are not the same camera setting
-_DISTORTION = 1e-3
+_DEPTH_UNIT_M = 1e-4
+_JPEG_QUALITY = 92
 
 
-@dataclass(frozen=True, eq=False)
-class View:
-    """What one arm pose gave.
-
-    Attributes:
-        joints_rad: (n,) measured, in the arm's order, gripper last.
-        ids, corners_px: (m,) corners seen and (m, 2) where; pixel centres at integers.
-        reprojection_px: rms distance of the seen corners from the predicted ones.
-        leave_one_out_mm: rms error at the board when solved without this view.
-    """
-
-    joints_rad: NDArray[np.float64]
-    ids: NDArray[np.int64]
-    corners_px: NDArray[np.float64]
-    reprojection_px: float
-    leave_one_out_mm: float
-
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """A camera placed in an arm's base frame.
-
-    Attributes:
-        date: when, ISO 8601.
-        arm_name, camera_serial, intrinsics: what it holds for.
-        board: that was used.
-        T_base_camera: (4, 4) camera coordinates to base coordinates, metres.
-        T_gripper_board: (4, 4) where the gripper held the board.
-        reprojection_px: rms over all corners.
-        leave_one_out_mm: rms over the views of the error at the board when solved without the view in question.
-        views: raw observations; ``calib.routine.solve_again`` computes the rest from them.
-        joint_zeros_rad: true joint = measured + zero, in the arm's order, or empty where the zeros were taken as good.
-            T_base_camera holds for an arm that is corrected by them.
-        outliers: views (from 0) that contradict the others and do not count.
-        expected_mm: expected rms distance of the tip from a point the camera saw, from the calibration alone.
-        expected_reach_mm: the same for an arm with encoders as noisy as assumed.
-        covariance: (6, 6) of the twist (rotation rad, translation m; camera frame) from T_base_camera to the truth,
-            T_base_camera @ exp(twist).
-        point_covariance_m2: (3, 3) of where the tip ends up in the middle of the workspace, base frame.
-
-        The last six are missing from files of before they were computed: empty or None.
-    """
-
-    date: str
-    arm_name: str
-    camera_serial: str
-    intrinsics: Intrinsics
-    board: Board
-    T_base_camera: NDArray[np.float64]
-    T_gripper_board: NDArray[np.float64]
-    reprojection_px: float
-    leave_one_out_mm: float
-    views: tuple[View, ...]
-    joint_zeros_rad: tuple[float, ...] = ()
-    outliers: tuple[int, ...] = ()
-    expected_mm: float | None = None
-    expected_reach_mm: float | None = None
-    covariance: NDArray[np.float64] | None = None
-    point_covariance_m2: NDArray[np.float64] | None = None
-
-    def check(self, intrinsics: Intrinsics, serial: str, arm_name: str) -> None:
-        """Raise UserError unless this calibration is of this camera, at this image size, and of this arm."""
-        intrinsics.require_measured()
-        mine = self.intrinsics
-        again = "; calibrate this pair, or name its calibration file"
-        if serial != self.camera_serial:
-            raise UserError(f"calibration is of camera '{self.camera_serial}', this one is '{serial}'{again}")
-        if arm_name != self.arm_name:
-            raise UserError(f"calibration is of arm '{self.arm_name}', this one is '{arm_name}'{again}")
-        if (intrinsics.width, intrinsics.height) != (mine.width, mine.height):
-            raise UserError(
-                f"calibration is for images of {mine.width}x{mine.height}, camera '{serial}' gives "
-                f"{intrinsics.width}x{intrinsics.height}; set the camera to that size or calibrate again"
-            )
-        for name in ("fx", "fy", "cx", "cy"):
-            now_px, then_px = float(getattr(intrinsics, name)), float(getattr(mine, name))
-            if not abs(now_px - then_px) <= _INTRINSICS_PX:
-                raise UserError(
-                    f"calibration was made with {name} = {then_px:.1f} px, camera '{serial}' now has {now_px:.1f}; "
-                    "calibrate again"
-                )
-        size = max(len(mine.distortion), len(intrinsics.distortion))
-        then, now = (np.array([*d, *[0.0] * (size - len(d))]) for d in (mine.distortion, intrinsics.distortion))
-        if not np.allclose(now, then, rtol=0.0, atol=_DISTORTION):
-            raise UserError(f"calibration was made with another lens distortion of camera '{serial}'; calibrate again")
-
-
-def save_calibration(calibration: Calibration, path: str | Path) -> None:
-    """Write the file at once or not at all.
+def save_calibration(calibration: Calibration | CameraCalibration, path: str | Path) -> None:
+    """Write the file at once or not at all. Intrinsics alone make a file, too; the hand-eye part comes later.
 
     Raises:
-        UserError: there is a file already that is no calibration of the same camera and arm; or it cannot be written.
+        UserError: there is a file already that is of another camera or arm, or no calibration at all; it has a
+            hand-eye part and these are only intrinsics; or it cannot be written.
     """
     path = Path(path)
+    camera = calibration if isinstance(calibration, CameraCalibration) else calibration.camera
     if path.exists():
         try:
-            old = load_calibration(path)
+            old_camera, old = _read(path)
         except UserError as error:
             raise UserError(f"not overwriting what is there: {error}") from None
-        if (old.camera_serial, old.arm_name) != (calibration.camera_serial, calibration.arm_name):
+        if old_camera.serial != camera.serial:
             raise UserError(
-                f"{path} holds the calibration of camera '{old.camera_serial}' with arm '{old.arm_name}', not "
-                f"overwritten by '{calibration.camera_serial}' with '{calibration.arm_name}'; "
-                "choose another path or delete it"
+                f"{path} is of camera '{old_camera.serial}', not overwritten by '{camera.serial}'; choose another path "
+                "or delete it"
             )
-    text = "# vlar1 hand-eye calibration: a fixed camera and an arm\n" + yaml.safe_dump(
-        _to_dict(calibration), sort_keys=False, default_flow_style=None, width=10_000
+        if old is not None and isinstance(calibration, CameraCalibration):
+            raise UserError(f"{path} has a hand-eye calibration that these intrinsics would undo; choose another path")
+        if old is not None and isinstance(calibration, Calibration) and old.arm_name != calibration.arm_name:
+            raise UserError(
+                f"{path} is of arm '{old.arm_name}', not overwritten by '{calibration.arm_name}'; choose another path "
+                "or delete it"
+            )
+    content: dict[str, Any] = {"schema": SCHEMA, "units": UNITS, "frames": FRAMES, "camera": _camera_to_dict(camera)}
+    if isinstance(calibration, Calibration):
+        content["hand_eye"] = _hand_eye_to_dict(calibration)
+    text = "# vlar1 calibration: a camera and where it is on an arm\n" + yaml.dump(
+        content, Dumper=_FastDumper, sort_keys=False, default_flow_style=None, width=10_000
     )
     temporary = None
     try:
@@ -157,10 +84,21 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
 
 
 def load_calibration(path: str | Path) -> Calibration:
-    """Read a calibration file. Raises UserError, one line: which file, which field, what was expected."""
-    path = Path(path)
+    """A camera placed on an arm. Raises UserError, one line: which file, which field, what was expected."""
+    calibration = _read(Path(path))[1]
+    if calibration is None:
+        raise UserError(f"{path}: has intrinsics only; `vlar1 calibrate hand-eye` adds where the camera is")
+    return calibration
+
+
+def load_camera(path: str | Path) -> CameraCalibration:
+    """The intrinsics, from a file with or without a hand-eye part. Raises UserError as `load_calibration`."""
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[CameraCalibration, Calibration | None]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_FastLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such calibration file; calibrate the camera first, or correct the path") from None
     except OSError as error:
@@ -171,55 +109,128 @@ def load_calibration(path: str | Path) -> Calibration:
     schema = reader.get("schema")
     if schema != SCHEMA:
         raise UserError(f"{path}: schema {schema!r}, this version reads schema {SCHEMA}; calibrate again")
-    return _from_reader(reader)
+    reader.only("schema", "units", "frames", "camera", "hand_eye")
+    if reader.get("units") != UNITS:
+        raise reader.error("units", str(UNITS))
+    camera = _camera(_Reader(path, reader.get("camera"), "camera"))
+    if "hand_eye" not in reader.content:
+        return camera, None
+    return camera, _hand_eye(_Reader(path, reader.get("hand_eye"), "hand_eye"), camera)
 
 
-def _to_dict(calibration: Calibration) -> dict[str, Any]:
-    intrinsics, board = calibration.intrinsics, calibration.board
-    expected = {"expected_mm": calibration.expected_mm, "expected_reach_mm": calibration.expected_reach_mm}
-    covariances = {"covariance": calibration.covariance, "point_covariance_m2": calibration.point_covariance_m2}
-    return {
-        "schema": SCHEMA,
-        "units": UNITS,
-        "frames": FRAMES,
-        "date": calibration.date,
-        "arm": calibration.arm_name,
-        "camera": {
-            "serial": calibration.camera_serial,
+# libyaml's are twenty times quicker, where PyYAML was built with it
+_FastDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _known(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _figure(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 6)
+
+
+def _flat(corners_px: NDArray[np.float64]) -> list[float]:
+    return np.round(corners_px, 3).ravel().tolist()  # x y x y ...
+
+
+def _camera_to_dict(camera: CameraCalibration) -> dict[str, Any]:
+    intrinsics = camera.intrinsics
+    return _known(
+        {
+            "serial": camera.serial,
+            "date": camera.date,
+            "source": camera.source,
             "width": int(intrinsics.width),
             "height": int(intrinsics.height),
             **{name: float(getattr(intrinsics, name)) for name in ("fx", "fy", "cx", "cy")},
             "distortion": [float(d) for d in intrinsics.distortion],
-        },
-        "T_base_camera": calibration.T_base_camera.tolist(),
-        "T_gripper_board": calibration.T_gripper_board.tolist(),
-        "errors": {
-            "reprojection_px": round(float(calibration.reprojection_px), 6),
-            "leave_one_out_mm": round(float(calibration.leave_one_out_mm), 6),
-            **{name: round(float(value), 6) for name, value in expected.items() if value is not None},
-        },
-        "joint_zeros_rad": [float(zero) for zero in calibration.joint_zeros_rad],
-        "outliers": [int(i) for i in calibration.outliers],
-        **{name: value.tolist() for name, value in covariances.items() if value is not None},
-        "board": {
-            "squares_x": board.squares_x,
-            "squares_y": board.squares_y,
-            "square_m": board.square_m,
-            "marker_m": board.marker_m,
-            "margin_m": board.margin_m,
-            "dictionary": board.dictionary,
-        },
-        "views": [
-            {
-                "joints_rad": np.round(view.joints_rad, 6).tolist(),
-                "reprojection_px": round(float(view.reprojection_px), 6),
-                "leave_one_out_mm": round(float(view.leave_one_out_mm), 6),
-                "ids": view.ids.tolist(),
-                "corners_px": np.round(view.corners_px, 3).ravel().tolist(),  # x y x y ...
-            }
-            for view in calibration.views
-        ],
+            "reprojection_px": _figure(camera.reprojection_px),
+            "holdout_px": _figure(camera.holdout_px),
+            "sigma_px": [round(float(s), 6) for s in camera.sigma_px],
+            "board": _board_to_dict(camera.board) if camera.board else None,
+            "views": [
+                {
+                    "ids": view.ids.tolist(),
+                    "corners_px": _flat(view.corners_px),
+                    "reprojection_px": _figure(view.reprojection_px),
+                    "used": bool(view.used),
+                }
+                for view in camera.views
+            ],
+        }
+    )
+
+
+def _hand_eye_to_dict(calibration: Calibration) -> dict[str, Any]:
+    camera_name, board_name = _transform_names(calibration.mount)
+    covariances = {"covariance": calibration.covariance, "point_covariance_m2": calibration.point_covariance_m2}
+    return _known(
+        {
+            "date": calibration.date,
+            "arm": calibration.arm_name,
+            "mount": calibration.mount,
+            camera_name: calibration.T_mount_camera.tolist(),
+            board_name: calibration.T_other_board.tolist(),
+            "joint_zeros_rad": [float(zero) for zero in calibration.joint_zeros_rad],
+            "depth_scale": float(calibration.depth_scale),
+            "errors": _known(
+                {
+                    "reprojection_px": _figure(calibration.reprojection_px),
+                    "leave_one_out_mm": _figure(calibration.leave_one_out_mm),
+                    "expected_mm": _figure(calibration.expected_mm),
+                    "expected_reach_mm": _figure(calibration.expected_reach_mm),
+                }
+            ),
+            "diagnosis": list(calibration.diagnosis),
+            "outliers": [int(i) for i in calibration.outliers],
+            **{name: value.tolist() for name, value in covariances.items() if value is not None},
+            "board": _board_to_dict(calibration.board),
+            "views": [
+                _known(
+                    {
+                        "joints_rad": np.round(view.joints_rad, 6).tolist(),
+                        "reprojection_px": _figure(view.reprojection_px),
+                        "leave_one_out_mm": _figure(view.leave_one_out_mm),
+                        "ids": view.ids.tolist(),
+                        "corners_px": _flat(view.corners_px),
+                        "depth_m": None if view.depth_m is None else np.round(view.depth_m, 5).tolist(),
+                    }
+                )
+                for view in calibration.views
+            ],
+            "reference": _reference_to_dict(calibration.reference) if calibration.reference else None,
+        }
+    )
+
+
+def _transform_names(mount: str) -> tuple[str, str]:
+    return ("T_base_camera", "T_gripper_board") if mount == "base" else ("T_gripper_camera", "T_base_board")
+
+
+def _board_to_dict(board: Board) -> dict[str, Any]:
+    return {
+        "squares_x": board.squares_x,
+        "squares_y": board.squares_y,
+        "square_m": board.square_m,
+        "marker_m": board.marker_m,
+        "margin_m": board.margin_m,
+        "dictionary": board.dictionary,
     }
+
+
+def _reference_to_dict(reference: Reference) -> dict[str, Any]:
+    bgr = cv2.cvtColor(reference.rgb, cv2.COLOR_RGB2BGR)
+    picture = _base64(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    depth = None
+    if reference.depth_m is not None:
+        depth = _base64(".png", np.clip(np.round(reference.depth_m / _DEPTH_UNIT_M), 0, 65535).astype(np.uint16), [])
+    return _known({"joints_rad": np.round(reference.joints_rad, 6).tolist(), "jpeg": picture, "depth_png": depth})
+
+
+def _base64(suffix: str, image: NDArray[Any], options: list[int]) -> str:
+    return base64.b64encode(cv2.imencode(suffix, image, options)[1].tobytes()).decode("ascii")
 
 
 class _Reader:
@@ -238,7 +249,7 @@ class _Reader:
     def only(self, *fields: str) -> None:
         unknown = [str(field) for field in self.content if field not in fields]
         if unknown:
-            raise self.error(unknown[0], "no such field in schema 1")
+            raise self.error(unknown[0], f"no such field in schema {SCHEMA}")
 
     def get(self, field: str) -> Any:
         if field not in self.content:
@@ -250,6 +261,21 @@ class _Reader:
         if not isinstance(value, str):
             raise self.error(field, "text")
         return value
+
+    def one_of(self, field: str, choices: tuple[str, ...]) -> str:
+        value = self.text(field)
+        if value not in choices:
+            raise self.error(field, " or ".join(choices))
+        return value
+
+    def items(self, field: str) -> list[Any]:
+        value = self.get(field)
+        if not isinstance(value, list):
+            raise self.error(field, "a list")
+        return value
+
+    def maybe(self, field: str) -> float | None:
+        return self.number(field) if field in self.content else None
 
     def number(self, field: str, *, positive: bool = False) -> float:
         value = self.get(field)
@@ -292,56 +318,90 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12 and math.isfinite(value)
 
 
-def _from_reader(reader: _Reader) -> Calibration:
+def _camera(reader: _Reader) -> CameraCalibration:
     reader.only(
-        *("schema", "units", "frames", "date", "arm", "camera", "T_base_camera", "T_gripper_board"),
-        *("errors", "board", "views", "joint_zeros_rad", "outliers", "covariance", "point_covariance_m2"),
+        *("serial", "date", "source", "width", "height", "fx", "fy", "cx", "cy", "distortion"),
+        *("reprojection_px", "holdout_px", "sigma_px", "board", "views"),
     )
-    if reader.get("units") != UNITS:
-        raise reader.error("units", str(UNITS))
-    camera = _Reader(reader.path, reader.get("camera"), "camera")
-    camera.only("serial", "width", "height", "fx", "fy", "cx", "cy", "distortion")
-    distortion = camera.numbers("distortion")
+    distortion = reader.numbers("distortion")
     if len(distortion) not in (0, 4, 5, 8, 12, 14):
-        raise camera.error("distortion", "no coefficients, or OpenCV's 4, 5, 8, 12 or 14")
+        raise reader.error("distortion", "no coefficients, or OpenCV's 4, 5, 8, 12 or 14")
     intrinsics = Intrinsics(
-        width=camera.integer("width"),
-        height=camera.integer("height"),
-        fx=camera.number("fx", positive=True),
-        fy=camera.number("fy", positive=True),
-        cx=camera.number("cx"),
-        cy=camera.number("cy"),
+        width=reader.integer("width"),
+        height=reader.integer("height"),
+        fx=reader.number("fx", positive=True),
+        fy=reader.number("fy", positive=True),
+        cx=reader.number("cx"),
+        cy=reader.number("cy"),
         distortion=tuple(distortion.tolist()),
     )
-    errors = _Reader(reader.path, reader.get("errors"), "errors")
+    views = reader.items("views")
+    board = _board(_Reader(reader.path, reader.get("board"), "camera.board")) if "board" in reader.content else None
+    if views and board is None:
+        raise reader.error("board", "this field, there are views")
+    read = []
+    for i, content in enumerate(views):
+        view = _Reader(reader.path, content, f"camera.views[{i}]")
+        view.only("ids", "corners_px", "reprojection_px", "used")
+        assert board is not None
+        used = view.get("used")
+        if not isinstance(used, bool):
+            raise view.error("used", "true or false")
+        read.append(BoardView(*_corners(view, board), view.number("reprojection_px"), used))
+    return CameraCalibration(
+        date=reader.text("date"),
+        serial=reader.text("serial"),
+        intrinsics=intrinsics,
+        source=reader.one_of("source", SOURCES),
+        board=board,
+        reprojection_px=reader.maybe("reprojection_px"),
+        holdout_px=reader.maybe("holdout_px"),
+        sigma_px=tuple(reader.numbers("sigma_px").tolist()),
+        views=tuple(read),
+    )
+
+
+def _hand_eye(reader: _Reader, camera: CameraCalibration) -> Calibration:
+    mount = reader.one_of("mount", MOUNTS)
+    names = _transform_names(mount)
+    reader.only(
+        *("date", "arm", "mount", *names, "joint_zeros_rad", "depth_scale", "errors", "diagnosis", "outliers"),
+        *("covariance", "point_covariance_m2", "board", "views", "reference"),
+    )
+    errors = _Reader(reader.path, reader.get("errors"), "hand_eye.errors")
     errors.only("reprojection_px", "leave_one_out_mm", "expected_mm", "expected_reach_mm")
-    board = _board(_Reader(reader.path, reader.get("board"), "board"))
-    views = reader.get("views")
-    if not isinstance(views, list):
-        raise reader.error("views", "a list")
-    zeros = reader.numbers("joint_zeros_rad") if "joint_zeros_rad" in reader.content else np.zeros(0)
-    outliers = reader.numbers("outliers") if "outliers" in reader.content else np.zeros(0)
+    board = _board(_Reader(reader.path, reader.get("board"), "hand_eye.board"))
+    views, outliers = reader.items("views"), reader.numbers("outliers")
     if not np.isin(outliers, np.arange(len(views))).all():
         raise reader.error("outliers", f"whole numbers below {len(views)}, the number of views")
+    sentences = reader.items("diagnosis")
+    if not all(isinstance(sentence, str) for sentence in sentences):
+        raise reader.error("diagnosis", "a list of sentences")
+    reference = None
+    if "reference" in reader.content:
+        reference = _reference(_Reader(reader.path, reader.get("reference"), "hand_eye.reference"))
     return Calibration(
         date=reader.text("date"),
         arm_name=reader.text("arm"),
-        camera_serial=camera.text("serial"),
-        intrinsics=intrinsics,
+        camera=camera,
         board=board,
-        T_base_camera=reader.transform("T_base_camera"),
-        T_gripper_board=reader.transform("T_gripper_board"),
+        mount=mount,
+        T_mount_camera=reader.transform(names[0]),
+        T_other_board=reader.transform(names[1]),
         reprojection_px=errors.number("reprojection_px"),
         leave_one_out_mm=errors.number("leave_one_out_mm"),
-        views=tuple(_view(_Reader(reader.path, view, f"views[{i}]"), board) for i, view in enumerate(views)),
-        joint_zeros_rad=tuple(zeros.tolist()),
+        views=tuple(_view(_Reader(reader.path, view, f"hand_eye.views[{i}]"), board) for i, view in enumerate(views)),
+        joint_zeros_rad=tuple(reader.numbers("joint_zeros_rad").tolist()),
         outliers=tuple(int(i) for i in outliers),
-        expected_mm=errors.number("expected_mm") if "expected_mm" in errors.content else None,
-        expected_reach_mm=errors.number("expected_reach_mm") if "expected_reach_mm" in errors.content else None,
+        expected_mm=errors.maybe("expected_mm"),
+        expected_reach_mm=errors.maybe("expected_reach_mm"),
         covariance=reader.square("covariance", 6) if "covariance" in reader.content else None,
         point_covariance_m2=reader.square("point_covariance_m2", 3)
         if "point_covariance_m2" in reader.content
         else None,
+        depth_scale=reader.number("depth_scale", positive=True),
+        diagnosis=tuple(sentences),
+        reference=reference,
     )
 
 
@@ -362,18 +422,51 @@ def _board(reader: _Reader) -> Board:
         raise UserError(f"{reader.path}: {error}") from None
 
 
-def _view(reader: _Reader, board: Board) -> View:
-    reader.only("joints_rad", "reprojection_px", "leave_one_out_mm", "ids", "corners_px")
+def _corners(reader: _Reader, board: Board) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     ids, corners = reader.numbers("ids"), reader.numbers("corners_px")
     known = (board.squares_x - 1) * (board.squares_y - 1)
     if not np.isin(ids, np.arange(known)).all() or len(np.unique(ids)) != len(ids):
         raise reader.error("ids", f"different whole numbers below {known}, the board's inner corners")
     if len(corners) != 2 * len(ids):
         raise reader.error("corners_px", f"x and y of {len(ids)} corners")
+    return ids.astype(np.int64), corners.reshape(-1, 2)
+
+
+def _view(reader: _Reader, board: Board) -> View:
+    reader.only("joints_rad", "reprojection_px", "leave_one_out_mm", "ids", "corners_px", "depth_m")
+    ids, corners = _corners(reader, board)
+    depth_m = reader.numbers("depth_m") if "depth_m" in reader.content else None
+    if depth_m is not None and len(depth_m) != len(ids):
+        raise reader.error("depth_m", f"a number for each of the {len(ids)} corners")
     return View(
         joints_rad=reader.numbers("joints_rad"),
-        ids=ids.astype(np.int64),
-        corners_px=corners.reshape(-1, 2),
+        ids=ids,
+        corners_px=corners,
         reprojection_px=reader.number("reprojection_px"),
         leave_one_out_mm=reader.number("leave_one_out_mm"),
+        depth_m=depth_m,
     )
+
+
+def _reference(reader: _Reader) -> Reference:
+    reader.only("joints_rad", "jpeg", "depth_png")
+    bgr = _decoded(reader, "jpeg", cv2.IMREAD_COLOR, np.uint8)
+    depth_m = None
+    if "depth_png" in reader.content:
+        depth_m = _decoded(reader, "depth_png", cv2.IMREAD_UNCHANGED, np.uint16).astype(np.float32) * _DEPTH_UNIT_M
+        if depth_m.shape != bgr.shape[:2]:
+            raise reader.error("depth_png", "an image as large as the jpeg")
+    rgb = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    return Reference(reader.numbers("joints_rad"), rgb, depth_m)
+
+
+def _decoded(reader: _Reader, field: str, flags: int, kind: type) -> NDArray[Any]:
+    expected = "an image in base64"
+    try:
+        packed = np.frombuffer(base64.b64decode(reader.text(field), validate=True), np.uint8)
+        image = cv2.imdecode(packed, flags)
+    except (binascii.Error, ValueError, cv2.error):
+        raise reader.error(field, expected) from None
+    if image is None or image.dtype != kind:
+        raise reader.error(field, expected)
+    return np.asarray(image)

@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing optional package, wrong arguments by argparse's SystemExit); 130 after Ctrl-C, once the command's own
     cleanup is through; 141 when the reader of stdout has gone. Anything else is a bug of ours and keeps its traceback.
     """
-    # Nothing of ours draws with OpenGL. Unless told so, MuJoCo looks for GLFW in processes of its own as it is imported,
-    # and those print tracebacks when Ctrl-C comes then.
+    # Nothing of ours draws with OpenGL. Unless told so, MuJoCo, as it is imported, looks for GLFW in processes of its
+    # own, and those print tracebacks when Ctrl-C comes then.
     os.environ.setdefault("MUJOCO_GL", "disable")
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(func=None)

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from calib.board import PLATE_THICKNESS_M, Board, T_gripper_board_nominal
-from calib.file import Calibration, load_calibration, save_calibration
+from calib.calibration import Calibration
+from calib.file import load_calibration, save_calibration
 from calib.kinematics import GripperKinematics
 from calib.poses import choose_poses
 from calib.routine import calibrate_hand_eye

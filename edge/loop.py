@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib.file import Calibration
+from calib.calibration import Calibration
 from drivers.errors import UserError
 from drivers.protocols import Camera, Frame
 from drivers.recording import Recorder
@@ -204,7 +204,7 @@ class Runtime:
     ) -> tuple[Grasp, JointTrajectory, JointTrajectory | None]:
         box = grasp_decision.answer.output
         assert isinstance(box, Affordance)
-        T = self.calibration.T_base_camera
+        T = self.calibration.T_base_camera(self.kinematics.fk(self.controller.read().position_rad, "gripper"))
         with self.tracer.stage("lift"):
             grasp = lift_affordance(box, frame, T)
             waypoints = None

@@ -16,7 +16,7 @@ import pytest
 
 import edge.camera_command
 from calib.board import Board
-from calib.file import Calibration
+from calib.calibration import Calibration, CameraCalibration
 from calib.hand_eye import information
 from drivers.camera import realsense, v4l2
 from drivers.errors import DeviceError, UserError
@@ -245,6 +245,7 @@ def test_assumed_intrinsics_measure_nothing() -> None:
     board_m = np.array([[0.0, 0.0, 0.0], [0.1, 0.0, 0.0], [0.0, 0.1, 0.0], [0.1, 0.1, 0.0]])
     with pytest.raises(UserError, match="assumed, not measured"):
         information(np.eye(4), np.eye(4), np.eye(4), board_m, NOMINAL)
-    calibration = Calibration("", "so101", "desk", NOMINAL, Board(), np.eye(4), np.eye(4), 0.0, 0.0, ())
+    camera = CameraCalibration("", "desk", NOMINAL)
+    calibration = Calibration("", "so101", camera, Board(), "base", np.eye(4), np.eye(4), 0.0, 0.0)
     with pytest.raises(UserError, match="assumed, not measured"):
         calibration.check(NOMINAL, "desk", "so101")

@@ -51,7 +51,7 @@ def test_the_calibration_found_the_camera_it_could_not_know(out: Path) -> None:
     truth = camera_pose(_draw(SEED, 1)[0].scene.look)
     # What matters is where points of the table land: corners of the work area, seen by the camera, placed by the file.
     corners = np.array([[x, y, 0.02, 1.0] for x in (0.16, 0.28) for y in (-0.14, 0.14)])
-    placed = corners @ np.linalg.inv(truth).T @ calibration.T_base_camera.T
+    placed = corners @ np.linalg.inv(truth).T @ calibration.T_base_camera().T
     assert np.linalg.norm(placed - corners, axis=1).max() < 0.004
     assert calibration.leave_one_out_mm < 5.0 and len(calibration.views) >= 8
 

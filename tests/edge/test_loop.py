@@ -11,7 +11,7 @@ import pytest
 
 import edge.loop
 from calib.board import Board
-from calib.file import Calibration
+from calib.calibration import Calibration, CameraCalibration
 from drivers.errors import UserError
 from drivers.protocols import Frame, JointState
 from drivers.recording import Recorder, Recording
@@ -80,7 +80,8 @@ class ObedientController:
 
 
 def calibration() -> Calibration:
-    return Calibration("2026-01-01", ROBOT.name, SERIAL, CAMERA, Board(), T_BASE_CAMERA, np.eye(4), 0.1, 0.5, ())
+    camera = CameraCalibration("2026-01-01", SERIAL, CAMERA)
+    return Calibration("2026-01-01", ROBOT.name, camera, Board(), "base", T_BASE_CAMERA, np.eye(4), 0.1, 0.5)
 
 
 def pixel_of(point_m: tuple[float, float, float]) -> tuple[float, float]:
