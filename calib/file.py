@@ -31,7 +31,7 @@ FRAMES = {
     "T_a_b": "maps b coordinates to a coordinates, row by row",
 }
 
-_DEPTH_UNIT_M = 1e-4
+_DEPTH_UNIT_M = 5e-4
 _JPEG_QUALITY = 92
 
 

@@ -40,13 +40,13 @@ from edge.engine.onnx import OnnxEngine
 from edge.film import Cinema
 from edge.freshness import FreshnessLimits
 from edge.loop import Order, Runtime
+from edge.picture_file import write_picture
 from edge.report import (
     Episode,
     decision_picture,
     outcome_table,
     report,
     told,
-    write_png,
     write_report,
 )
 from edge.trace import Tracer, latency_table
@@ -153,9 +153,9 @@ def _play(
                 runtime.say = partial(_say_of, say, title)
                 episode, states = _episode(table, runtime, plan)
                 episodes.append(episode)
-                write_png(args.out / "frames" / f"{k + 1:02d}.png", episode.outcome.frame.rgb)
+                write_picture(args.out / "frames" / f"{k + 1:02d}.png", episode.outcome.frame.rgb)
                 picture = decision_picture(episode)
-                write_png(args.out / f"episode-{k + 1:02d}.png", picture)
+                write_picture(args.out / f"episode-{k + 1:02d}.png", picture)
                 cinema.add(plan.scene, states, picture, title, episode.success)
                 write_report(args.out / "report.json", report(episodes, tracer, extra))
                 mark = "[green]✓[/green]" if episode.success else "[red]✗[/red]"

@@ -24,9 +24,9 @@ from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
 from edge.engine.protocol import Engine
 from edge.joint_plot import Series, plot_joints
+from edge.picture_file import write_picture
 from edge.recorded import hurried
 from edge.replay_film import clock, write_film
-from edge.report import write_png
 
 DIFFERENT = 1  # exit code: a decision made again came out otherwise
 
@@ -173,7 +173,7 @@ def _write(folder: Path, recording: Recording, found: Contents, console: Console
             series if series[1].shape[1] == joints else _series([]) for series in (found.measured, found.setpoints)
         ]
         names = [*recording.joint_names, *(f"joint {i + 1}" for i in range(len(recording.joint_names), joints))]
-        write_png(folder / "joints.png", plot_joints(names[:joints], *curves))
+        write_picture(folder / "joints.png", plot_joints(names[:joints], *curves))
         console.print(f"joints: {folder / 'joints.png'}", markup=False)
 
 

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from drivers.errors import UserError
 from edge.contract import Affordance, Trajectory
 from edge.loop import Order, Outcome
 from edge.overlay import draw_decision
@@ -47,12 +45,6 @@ def decision_picture(episode: Episode) -> Image:
         "\n".join(thoughts) or episode.outcome.reason,
         not_found=any(d.answer.output is None for d in decisions),
     )
-
-
-def write_png(path: Path, rgb: Image) -> None:
-    """Raises UserError where it cannot be written."""
-    if not cv2.imwrite(str(path), rgb[:, :, ::-1]):
-        raise UserError(f"{path}: cannot be written; is the disk full, or the folder not yours?")
 
 
 def report(episodes: list[Episode], tracer: Tracer, extra: dict[str, Any]) -> dict[str, Any]:

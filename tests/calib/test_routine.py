@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
-from calib_views import VGA, look_at, project, render, transform
+from calib_rig import (
+    BOARD,
+    JOINTS,
+    MODEL,
+    START,
+    T_BASE_BOARD,
+    T_BASE_CAMERA,
+    T_GRIPPER_BOARD,
+    T_GRIPPER_CAMERA,
+    T_GUESS,
+    Rig,
+    RigArm,
+    RigCamera,
+)
+from calib_views import VGA, look_at, project, transform
 
 import calib.routine as routine
-from calib.board import Board, T_gripper_board_nominal
+from calib.board import T_gripper_board_nominal
+from calib.explore import exploring_poses, rough_guess
 from calib.hand_eye import rotation_spread_rad
 from calib.kinematics import GripperKinematics
 from calib.poses import choose_poses
-from calib.routine import calibrate_hand_eye, solve_again
+from calib.routine import Observation, calibrate_hand_eye, observe, solve_again
 from drivers.errors import UserError
-from drivers.protocols import Frame, JointState
-
-MODEL = Path(__file__).parents[2] / "drivers" / "arm" / "so101.xml"
-JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-BOARD = Board()
-T_GUESS = look_at((0.52, 0.0, 0.42), (0.21, 0.0, 0.02))
-T_BASE_CAMERA = T_GUESS @ transform((0.02, -0.03, 0.01), (0.012, -0.008, 0.015))
-T_GRIPPER_BOARD = T_gripper_board_nominal(BOARD) @ transform((0.02, 0.01, -0.03), (0.002, -0.003, 0.0005))
-START = np.array([0.0, -1.2, 0.6, 0.6, 0.0, 0.05])
-COUNT_RAD = 2 * np.pi / 4096
+from drivers.protocols import JointState
 
 
 @pytest.fixture(scope="module")
@@ -41,51 +45,6 @@ def poses() -> np.ndarray:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(routine, "SETTLE_INTERVAL_S", 0.0)
-
-
-class Rig:
-    """What the arm and the camera below share: where the joints really are."""
-
-    def __init__(self, fk, seed=0, blind=(), restless=()):
-        self.fk, self.rng = fk, np.random.default_rng(seed)
-        self.blind, self.restless, self.moves = blind, restless, 0
-        self.q = np.zeros(6)
-
-    def move(self, q_rad):
-        self.moves += 1
-        self.q = q_rad + self.rng.uniform(-0.017, 0.017, 6)  # servos droop; only the encoders know
-
-
-class RigArm:
-    """Encoders of 4096 counts a turn."""
-
-    joint_names = JOINTS
-    torque_on = True
-
-    def __init__(self, rig):
-        self.rig = rig
-
-    def read(self):
-        if self.rig.moves - 1 in self.rig.restless:
-            self.rig.q = self.rig.q + 0.02
-        return JointState(np.round(self.rig.q / COUNT_RAD) * COUNT_RAD)
-
-
-class RigCamera:
-    """Sees the board that the gripper really holds, from where the camera really is."""
-
-    serial = "rig"
-    intrinsics = VGA
-
-    def __init__(self, rig):
-        self.rig = rig
-
-    def read(self):
-        T = np.linalg.inv(T_BASE_CAMERA) @ self.rig.fk(self.rig.q) @ T_GRIPPER_BOARD
-        rgb = render(BOARD, T, self.rig.rng, oversample=2)
-        if self.rig.moves - 1 in self.rig.blind:
-            rgb[:] = 90
-        return Frame(rgb, None, 0.0, VGA, "rig")
 
 
 def run(rig, poses, fk, **options):
@@ -234,3 +193,63 @@ def test_an_arm_that_is_off_everywhere_is_refused(poses, fk):
 
     with pytest.raises(UserError, match="mm at the board .* zero offsets"):
         calibrate_hand_eye(Loose(rig), RigCamera(rig), poses, fk, BOARD, arm_name="so101", move=move)
+
+
+LOOK_DOWN = np.array([0.0, -0.76, 0.43, 1.45, 0.0, 0.3])
+
+
+@pytest.fixture(scope="module")
+def explored(fk):
+    """A camera in the gripper, and a board on the table that nobody has said the place of."""
+    rig = Rig(fk, mount="gripper")
+    arm, camera, seen = RigArm(rig), RigCamera(rig), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routine, "SETTLE_INTERVAL_S", 0.0)
+        for pose in exploring_poses(LOOK_DOWN, fk.limits_rad):
+            rig.move(pose)
+            if isinstance(one := observe(arm, camera, BOARD), Observation):
+                seen.append(one)
+    joints, detections = [one.joints_rad for one in seen], [one.detection for one in seen]
+    return rough_guess(joints, detections, fk, BOARD, VGA, "gripper")
+
+
+def test_small_turns_find_camera_and_board_roughly(explored):
+    T_gripper_camera, T_base_board = explored
+    assert distance(T_gripper_camera, T_GRIPPER_CAMERA)[0] < 20 and distance(T_gripper_camera, T_GRIPPER_CAMERA)[1] < 2
+    assert distance(T_base_board, T_BASE_BOARD)[0] < 20
+
+
+def test_camera_in_the_gripper_is_calibrated_by_poses_chosen_from_what_small_turns_found(fk, explored):
+    poses = choose_poses(
+        *(MODEL, JOINTS, BOARD, VGA, explored[0], LOOK_DOWN),
+        mount="gripper",
+        T_other_board=explored[1],
+        count=12,
+        gripper_rad=0.3,
+        clearance_m=0.04,
+    )
+    rig = Rig(fk, mount="gripper")
+    camera = RigCamera(rig, depth_off=1.02)
+    result = calibrate_hand_eye(
+        *(RigArm(rig), camera, poses, fk, BOARD), arm_name="so101", move=rig.move, mount="gripper"
+    )
+    error_mm, error_deg = distance(result.T_mount_camera, T_GRIPPER_CAMERA)
+    assert error_mm < 2.0 and error_deg < 0.4
+    assert distance(result.T_other_board, T_BASE_BOARD)[0] < 3.0
+    assert result.depth_scale == pytest.approx(1 / 1.02, abs=0.003)
+    # a point of the table, seen from one of the poses, is placed where it is
+    q = result.views[3].joints_rad
+    point = np.array([0.2, 0.02, 0.01, 1.0])
+    placed = result.T_base_camera(fk(q)) @ np.linalg.inv(T_GRIPPER_CAMERA) @ np.linalg.inv(fk(q)) @ point
+    assert 1e3 * np.linalg.norm((placed - point)[:3]) < 2.5
+    again = solve_again(result, fk)
+    np.testing.assert_allclose(again.T_mount_camera, result.T_mount_camera, atol=1e-9)
+    assert 0 < result.expected_mm < result.expected_reach_mm < 5.0
+
+
+def test_depth_that_is_right_is_left_alone(poses, fk):
+    rig = Rig(fk)
+    result = calibrate_hand_eye(
+        *(RigArm(rig), RigCamera(rig, depth_off=1.0), poses, fk, BOARD), arm_name="so101", move=rig.move
+    )
+    assert abs(result.depth_scale - 1.0) < 0.002 and result.views[0].depth_m is not None
