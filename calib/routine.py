@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.adjust import Adjustment, adjust
+from calib.adjust import Adjustment, Disagreement, adjust
 from calib.board import Board, Detection
 from calib.calibration import Calibration, CameraCalibration, Reference, View
 from calib.depth import depth_at, depth_scale
-from calib.rigid import invert
+from calib.diagnosis import Diagnosis, diagnose
+from calib.hand_eye import Pinhole, board_pose, first_guess
+from calib.rigid import apply, invert, rms_length
 from calib.workspace import workspace_poses
 from drivers.errors import UserError
 from drivers.protocols import Arm, Camera
@@ -23,8 +25,6 @@ Array = NDArray[np.float64]
 Forward = Callable[[Array], Array]
 
 MIN_GOOD_VIEWS = 8
-MAX_LEAVE_ONE_OUT_MM = 20.0
-"""A result further off than this is refused: no grasp would succeed with it."""
 
 STILL_RAD = 0.004  # two counts of a 4096-count servo are 0.003 rad
 SETTLE_INTERVAL_S = 0.1
@@ -81,8 +81,16 @@ def calibrate_hand_eye(
         said = f"{len(observed.detection.ids)} corners" if isinstance(observed, Observation) else f"skipped: {observed}"
         progress(i + 1, len(poses_rad), said)
     factory = CameraCalibration(_now(), camera.serial, camera.intrinsics)
-    calibration = solve(seen, fk, board, factory, arm_name, mount=mount, tried=len(poses_rad), fit_zeros=fit_zeros)
-    require_good(calibration)
+    if len(seen) < MIN_GOOD_VIEWS:
+        raise UserError(
+            f"calibration: the board was seen in {len(seen)} of {len(poses_rad)} arm poses, {MIN_GOOD_VIEWS} are "
+            "needed; see that the board is in full view, is lit evenly and lies still"
+        )
+    calibration, diagnosis = solve(
+        seen, fk, board, factory, arm_name, mount=mount, joint_names=arm.joint_names, fit_zeros=fit_zeros
+    )
+    if diagnosis.bad:
+        raise UserError(f"calibration: {' '.join(diagnosis.sentences)}")
     return calibration
 
 
@@ -114,44 +122,59 @@ def solve(
     arm_name: str,
     *,
     mount: str = "base",
-    tried: int = 0,
+    joint_names: Sequence[str] = (),
     fit_zeros: bool | None = None,
     date: str = "",
-) -> Calibration:
-    """What the observations say, good or not; ``require_good`` tells.
+) -> tuple[Calibration, Diagnosis]:
+    """What the observations say, and how good that is: ``Diagnosis.bad`` tells whether it had better not be used.
+
+    Where the views contradict each other too much for an answer, the transforms are a rough guess, so that the
+    observations can be kept.
 
     Args:
+        observations: in order of time.
         fk, mount, fit_zeros: as for `calibrate_hand_eye`.
-        tried: how many poses were looked at, for the message when too few show the board.
+        joint_names: for the diagnosis.
         date: ISO 8601; now, if left out.
 
     Raises:
-        UserError: too few views, too few that agree, or rotations that leave the answer open.
+        UserError: the camera's intrinsics are not measured.
     """
-    if len(observations) < MIN_GOOD_VIEWS:
-        raise UserError(
-            f"calibration: the board was seen in {len(observations)} of {max(tried, len(observations))} arm poses, "
-            f"{MIN_GOOD_VIEWS} are needed; see that the board is in full view, is lit evenly and lies still"
-        )
+    observations = [_as_stored(one) for one in observations]
     joints = [one.joints_rad for one in observations]
     detections = [one.detection for one in observations]
     chain = fk if mount == "base" else _inverse(fk)
-    reach_rad = workspace_poses(fk, len(joints[0]))
-    result = adjust(joints, detections, chain, board, camera.intrinsics, reach_rad=reach_rad, fit_zeros=fit_zeros)
-    return Calibration(
+    reach_rad = workspace_poses(fk, len(joints[0])) if joints else np.zeros((0, 0))
+    given = (joints, detections, chain, board, camera.intrinsics)
+    result: Adjustment | None = None
+    try:
+        result = adjust(*given, mount=mount, reach_rad=reach_rad, fit_zeros=fit_zeros)
+    except Disagreement:
+        pass  # the diagnosis says why
+    except UserError:  # too few views, or turns: so it says
+        camera.intrinsics.require_measured()
+    diagnosis = diagnose(*given, result, mount=mount, reach_rad=reach_rad, joint_names=joint_names)
+    known = Calibration(
         date=date or _now(),
         arm_name=arm_name,
         camera=camera,
         board=board,
         mount=mount,
+        T_mount_camera=np.eye(4),
+        T_other_board=np.eye(4),
+        reprojection_px=0.0,
+        leave_one_out_mm=0.0,
+        diagnosis=diagnosis.sentences,
+    )
+    if result is None:
+        return _unsolved(known, observations, chain), diagnosis
+    calibration = replace(
+        known,
         T_mount_camera=result.T_base_camera,
         T_other_board=result.T_gripper_board,
         reprojection_px=result.reprojection_px,
         leave_one_out_mm=result.leave_one_out_mm,
-        views=tuple(
-            View(one.joints_rad, one.detection.ids, one.detection.corners_px, float(px), 1e3 * float(loo), one.depth_m)
-            for one, px, loo in zip(observations, result.view_px, result.leave_one_out_m, strict=True)
-        ),
+        views=_views(observations, result.view_px, 1e3 * result.leave_one_out_m),
         joint_zeros_rad=tuple(result.joint_zeros_rad.tolist()) if result.zeros_fitted else (),
         outliers=result.outliers,
         expected_mm=result.expected_mm,
@@ -160,13 +183,27 @@ def solve(
         point_covariance_m2=result.point_covariance_m2,
         depth_scale=_depth_scale(observations, result, chain, board),
     )
+    return calibration, diagnosis
+
+
+def _as_stored(one: Observation) -> Observation:
+    """With the digits that the file keeps, so that solving a stored file gives the same."""
+    return Observation(
+        np.round(one.joints_rad, 6),
+        Detection(one.detection.ids, np.round(one.detection.corners_px, 3)),
+        None if one.depth_m is None else np.round(one.depth_m, 5),
+    )
+
+
+def observations_of(calibration: Calibration) -> list[Observation]:
+    """The raw observations that a calibration was computed from."""
+    return [Observation(v.joints_rad, Detection(v.ids, v.corners_px), v.depth_m) for v in calibration.views]
 
 
 def solve_again(calibration: Calibration, fk: Forward, fit_zeros: bool | None = None) -> Calibration:
-    """The same calibration computed anew from its raw observations, say with other intrinsics. Raises UserError."""
-    observations = [Observation(v.joints_rad, Detection(v.ids, v.corners_px), v.depth_m) for v in calibration.views]
-    return solve(
-        observations,
+    """The same calibration computed anew from its raw observations, say with other intrinsics."""
+    again, _ = solve(
+        observations_of(calibration),
         fk,
         calibration.board,
         calibration.camera,
@@ -175,18 +212,40 @@ def solve_again(calibration: Calibration, fk: Forward, fit_zeros: bool | None = 
         fit_zeros=fit_zeros,
         date=calibration.date,
     )
+    return replace(again, reference=calibration.reference)
 
 
-def require_good(calibration: Calibration) -> None:
-    """Raise UserError where no grasp would succeed with it."""
-    if calibration.leave_one_out_mm > MAX_LEAVE_ONE_OUT_MM:
-        worst = int(np.argmax([view.leave_one_out_mm for view in calibration.views]))
-        raise UserError(
-            f"calibration: off by {calibration.leave_one_out_mm:.0f} mm at the board (at most "
-            f"{MAX_LEAVE_ONE_OUT_MM:.0f}; worst in view {worst + 1} of {len(calibration.views)}); measure a square of "
-            f"the print (it should be {1e3 * calibration.board.square_m:.1f} mm), see that the board does not slip, "
-            "and check the arm's zero offsets"
-        )
+def _unsolved(known: Calibration, observations: Sequence[Observation], chain: Forward) -> Calibration:
+    """The observations with a closed-form guess where there is one, and by how much that misses them."""
+    joints, detections = [one.joints_rad for one in observations], [one.detection for one in observations]
+    board, intrinsics = known.board, known.camera.intrinsics
+    X = Y = np.eye(4)
+    try:
+        X, Y = first_guess([chain(q) for q in joints], detections, board, intrinsics)
+    except UserError:
+        pass
+    camera = Pinhole(intrinsics)
+    missed_px, missed_mm = [], []
+    for q, detection in zip(joints, detections, strict=True):
+        points, T = board.corners_m(detection.ids), invert(X) @ chain(q) @ Y
+        missed_px.append(rms_length(camera.project(apply(T, points))[0] - detection.corners_px))
+        seen = board_pose(detection, board, camera, T)
+        missed_mm.append(1e3 * rms_length(apply(T, points) - apply(seen, points)))
+    return replace(
+        known,
+        T_mount_camera=X,
+        T_other_board=Y,
+        reprojection_px=float(np.sqrt(np.mean(np.square(missed_px)))) if missed_px else 0.0,
+        leave_one_out_mm=float(np.sqrt(np.mean(np.square(missed_mm)))) if missed_mm else 0.0,
+        views=_views(observations, np.array(missed_px), np.array(missed_mm)),
+    )
+
+
+def _views(observations: Sequence[Observation], missed_px: Array, missed_mm: Array) -> tuple[View, ...]:
+    return tuple(
+        View(one.joints_rad, one.detection.ids, one.detection.corners_px, float(px), float(mm), one.depth_m)
+        for one, px, mm in zip(observations, missed_px, missed_mm, strict=True)
+    )
 
 
 def _inverse(fk: Forward) -> Forward:

@@ -20,11 +20,12 @@ from calib.board import HOLDING_GRIPPER_RAD, Board
 from calib.by_hand import ByHand
 from calib.calibration import Calibration, CameraCalibration, Reference
 from calib.camera import CalibratedCamera
+from calib.diagnosis import Diagnosis
 from calib.explore import exploring_poses, rough_guess
 from calib.file import load_calibration, load_camera, save_calibration
 from calib.kinematics import GripperKinematics
 from calib.poses import choose_poses
-from calib.routine import MIN_GOOD_VIEWS, Observation, observe, require_good, solve, solve_again, take_reference
+from calib.routine import MIN_GOOD_VIEWS, Observation, observations_of, observe, solve, take_reference
 from drivers.arm.servo_arm import open_arm
 from drivers.camera.source import open_camera
 from drivers.errors import UserError
@@ -52,8 +53,14 @@ def run(args: argparse.Namespace) -> int:
         before = load_calibration(args.out)
         if before.arm_name != robot.name:
             raise UserError(f"{args.out}: is of arm '{before.arm_name}', not '{robot.name}'; name its --robot")
-        calibration = replace(solve_again(_resized(before, args.square_mm), fk), reference=before.reference)
-        return _finish(calibration, args, fk, console)
+        board = before.board if args.square_mm is None else _board(args.square_mm)
+        solved = solve(
+            *(observations_of(before), fk, board, before.camera, robot.name),
+            mount=before.mount,
+            joint_names=robot.joint_names,
+            date=before.date,
+        )
+        return _finish(*solved, before.reference, args, fk, console)
     if args.source is None:
         raise UserError("calibrate hand-eye: names no camera; give its SOURCE, or --again to solve FILE's views again")
     if args.views < MIN_GOOD_VIEWS:
@@ -67,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
             seen, reference = _by_hand(args, robot, camera, board, fk, console), None
         else:
             seen, reference = _driven(args, robot, camera, board, fk, console)
-    calibration = solve(seen, fk, board, known, robot.name, mount=args.mount, tried=len(seen))
-    return _finish(replace(calibration, reference=reference), args, fk, console)
+    solved = solve(seen, fk, board, known, robot.name, mount=args.mount, joint_names=robot.joint_names)
+    return _finish(*solved, reference, args, fk, console)
 
 
 def _board(square_mm: float | None) -> Board:
@@ -82,10 +89,6 @@ def _board(square_mm: float | None) -> Board:
     return replace(
         board, square_m=board.square_m * scale, marker_m=board.marker_m * scale, margin_m=board.margin_m * scale
     )
-
-
-def _resized(calibration: Calibration, square_mm: float | None) -> Calibration:
-    return calibration if square_mm is None else replace(calibration, board=_board(square_mm))
 
 
 def _calibrated(camera: Camera, out: Path) -> tuple[Camera, CameraCalibration]:
@@ -281,23 +284,30 @@ def _by_hand(
 # What came of it
 
 
-def _finish(calibration: Calibration, args: argparse.Namespace, fk: GripperKinematics, console: Console) -> int:
+def _finish(
+    calibration: Calibration,
+    diagnosis: Diagnosis,
+    reference: Reference | None,
+    args: argparse.Namespace,
+    fk: GripperKinematics,
+    console: Console,
+) -> int:
     """Say it, draw it, save it. A bad one is kept beside, under another name, unless ``--force``."""
+    calibration = replace(calibration, reference=reference)
     _tell(calibration, console)
     out: Path = args.out
-    refused = ""
-    try:
-        require_good(calibration)
-    except UserError as error:
-        if not args.force:
-            refused = str(error)
-            out = out.with_suffix(".rejected.yaml")
-            out.unlink(missing_ok=True)
+    refused = diagnosis.bad and not args.force
+    if refused:
+        out = out.with_suffix(".rejected.yaml")
+        out.unlink(missing_ok=True)
     save_calibration(calibration, out)
     picture = out.with_suffix(".png")
     write_picture(picture, draw_hand_eye(calibration, fk))
     if refused:
-        raise UserError(f"{refused}; not saved as {args.out} (all that was seen is in {out}; --force saves it anyway)")
+        raise UserError(
+            f"{diagnosis.sentences[0]} Not saved as {args.out}; all that was seen is in {out} (--again solves it "
+            "again, and --force saves it as it is)"
+        )
     console.print(f"saved: {out}; what each view says: {picture}", markup=False)
     return 0
 

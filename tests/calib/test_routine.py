@@ -172,7 +172,7 @@ def test_an_arm_that_contradicts_itself_is_refused(poses, fk):
     def wrong_fk(q_rad):
         return fk(q_rad + np.array([0.0, 0.0, 0.6, -0.4, 0.0, 0.0]) * (q_rad > 0.5))
 
-    with pytest.raises(UserError, match=r"only \d of 12 views agree .* zero offsets"):
+    with pytest.raises(UserError, match="views contradict the others"):
         run(Rig(fk), poses, wrong_fk)
 
 
@@ -191,7 +191,7 @@ def test_an_arm_that_is_off_everywhere_is_refused(poses, fk):
         rig.move(q_rad)
         loose[:] = rng.normal(0, 0.06, 6)
 
-    with pytest.raises(UserError, match="mm at the board .* zero offsets"):
+    with pytest.raises(UserError, match="encoders in reaching"):
         calibrate_hand_eye(Loose(rig), RigCamera(rig), poses, fk, BOARD, arm_name="so101", move=move)
 
 
