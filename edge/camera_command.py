@@ -97,7 +97,7 @@ def run_view(args: argparse.Namespace) -> int:
         raise _unwritable(out)
     camera = open_camera(args.source)
     try:
-        seen = _look(camera, args.seconds, is_live(args.source), _has_window())
+        seen = _look(camera, args.seconds, is_live(args.source), has_window())
     finally:
         camera.close()
     console = Console(soft_wrap=True, highlight=False)
@@ -224,7 +224,7 @@ def _frames(camera: Camera, first: Frame, live: bool, recorder: Any, console: Co
         yield frame
 
 
-def _has_window() -> bool:
+def has_window() -> bool:
     """Whether there is a display, and an OpenCV that can show something on it (the headless one cannot)."""
     display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     gui = next((line for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")), "NONE")

@@ -27,7 +27,7 @@ DESCRIPTIONS = {
     "train": "train a checkpoint: supervised, then GRPO; resumes where it stopped",
     "eval": "measure a bundle or a checkpoint on held-out images",
     "build": "compile a bundle's graphs to TensorRT engines, on the board or ahead of time",
-    "calibrate": "measure what the robot relies on: confidence",
+    "calibrate": "measure what the robot relies on: the camera, where it is, confidence",
 }
 
 USER_ERROR = 2
