@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 
-from edge.geometry import Grasp
+from edge.grasp import FINGER_FLOOR_M, MIN_HOLD_M, Grasp
 from edge.kinematics import FINGER_DEPTH_M, MAX_OPENING_M, Kinematics, ReachError, Solution
 
 Array = NDArray[np.float64]
@@ -24,10 +24,6 @@ ACCELERATION_RAD_S2 = 6.0
 RATE_HZ = 100.0
 
 _FLOOR_M = 0.004  # no finger comes nearer to the table
-_FINGER_FLOOR_M = 0.006  # what a grasp aims for
-_MIN_HOLD_M = 0.005  # the fixed jaw must reach at least this far below the object's top
-_JAW_PLAY_M = 0.008  # room between each jaw and the object on the way down
-_SQUEEZE_M = 0.015  # how much narrower than the object the closed jaws are told to be
 _DROP_PLAY_M = 0.010  # how much each jaw opens to let go
 _LIFT_M = 0.085  # of the held object's lowest point over the table
 _SAFE_TIP_M = 0.055  # fingers above this pass over everything that stands on the table
@@ -72,8 +68,8 @@ def plan_pick(
 ) -> JointTrajectory:
     """Open, go above the object, straight down, close, straight up.
 
-    The jaws stand ``width + 2 * play`` apart on the way down and close evenly about the object's centre: the arm moves
-    the fixed jaw in by ``play`` while the gripper brings the moving jaw.
+    The jaws stand ``grasp.opening_m`` apart on the way down, along ``grasp.approach``, and close evenly about the
+    object's centre: the arm moves the fixed jaw in while the gripper brings the moving jaw.
 
     Args:
         q_now_rad: (6,) where the arm is.
@@ -87,14 +83,14 @@ def plan_pick(
     """
     q_now = _inside(kin, q_now_rad)
     width = grasp.width_m
-    open_width = min(width + 2 * _JAW_PLAY_M, MAX_OPENING_M)
+    open_width = grasp.opening_m
     depth = _finger_depth(kin, grasp, table_z_m)
     at = _grasp_solution(kin, q_now, grasp, open_width, depth, table_z_m)
     yaw = kin.yaw_of(at.position_rad)
     centre = grasp.position_base_m
 
     above_z = max(grasp.height_m + 0.025, table_z_m + _SAFE_TIP_M) + FINGER_DEPTH_M + 0.005
-    down_points = _line(centre, np.array([centre[0], centre[1], above_z]))
+    down_points = _line(centre, centre - (above_z - centre[2]) * grasp.approach)
     up_knots = _follow(kin, at.position_rad, down_points, yaw, open_width, depth)
     opened = kin.opening_to_angle(open_width)
     descend = _with_gripper(up_knots[::-1], opened)
@@ -105,7 +101,7 @@ def plan_pick(
     for value in widths[1:]:
         closing.append(_require(kin.track(centre, yaw, closing[-1], width_m=value, depth_m=depth)).position_rad)
     angles = np.array([kin.opening_to_angle(value) for value in widths])
-    squeezed = kin.opening_to_angle(max(width - _SQUEEZE_M, 0.0))
+    squeezed = kin.opening_to_angle(grasp.closed_m)
     phases += [np.column_stack([closing, angles]), _with_gripper(np.array([closing[-1]] * 2), (angles[-1], squeezed))]
 
     lift_z = table_z_m + _LIFT_M + (centre[2] - table_z_m)
@@ -134,7 +130,7 @@ def plan_place(
     waypoints = np.asarray(waypoints_m, dtype=float)
     width = grasp.width_m
     # Measured, the gripper stands at the object's width; sent back as a setpoint, that would let go.
-    closed = min(float(q_now[-1]), kin.opening_to_angle(max(width - _SQUEEZE_M, 0.0)))
+    closed = min(float(q_now[-1]), kin.opening_to_angle(grasp.closed_m))
     depth = _finger_depth(kin, grasp, table_z_m)
     start = kin.grasp_point(q_now, width, depth)[:3, 3]
     release = waypoints[-1]
@@ -168,9 +164,9 @@ def plan_place(
 
 
 def is_holding(kin: Kinematics, q_measured_rad: ArrayLike, grasp: Grasp) -> bool:
-    """Whether something keeps the jaws apart: they were told to close ``_SQUEEZE_M`` beyond the object's width."""
+    """Whether something keeps the jaws apart: they were told to close further than the object lets them."""
     opening_m = kin.angle_to_opening(float(np.asarray(q_measured_rad)[-1]))
-    return opening_m > max(grasp.width_m - _SQUEEZE_M, 0.0) + 0.5 * min(_SQUEEZE_M, grasp.width_m)
+    return opening_m > grasp.held_m
 
 
 # Paths
@@ -182,9 +178,9 @@ def _finger_depth(kin: Kinematics, grasp: Grasp, table_z_m: float) -> float:
     For a hand that points straight down, which it does near the table; of all openings between open and squeezed the
     one that reaches lowest counts.
     """
-    narrow, wide = max(grasp.width_m - _SQUEEZE_M, 0.0), min(grasp.width_m + 2 * _JAW_PLAY_M, MAX_OPENING_M)
+    narrow, wide = grasp.closed_m, grasp.opening_m
     beyond_m = max(kin.tips_beyond_tool_m(kin.opening_to_angle(width)) for width in np.linspace(narrow, wide, 5))
-    return min(FINGER_DEPTH_M, float(grasp.position_base_m[2]) - table_z_m - _FINGER_FLOOR_M - beyond_m)
+    return min(FINGER_DEPTH_M, float(grasp.position_base_m[2]) - table_z_m - FINGER_FLOOR_M - beyond_m)
 
 
 def _grasp_solution(
@@ -193,7 +189,7 @@ def _grasp_solution(
     """Joints at the object with open jaws."""
     solution = _require(kin.solve(grasp.position_base_m, grasp.yaw_rad, q_now, width_m=open_width_m, depth_m=depth_m))
     tip_z = float(kin.fk(solution.position_rad)[2, 3])
-    if grasp.height_m - tip_z < _MIN_HOLD_M:
+    if grasp.height_m - tip_z < MIN_HOLD_M:
         raise ReachError(
             f"grasp: the fingers cannot get low enough beside an object {(grasp.height_m - table_z_m) * 1e3:.0f} mm "
             f"high at ({grasp.position_base_m[0]:.3f}, {grasp.position_base_m[1]:.3f}) m"

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from edge.motion import (
     plan_pick,
     plan_place,
 )
+from edge.uncertainty import Uncertainty
 
 MODEL = Path(__file__).parents[2] / "drivers" / "arm" / "so101.xml"
 kin = Kinematics(MODEL)
@@ -145,6 +147,23 @@ def test_holding_is_told_from_the_gripper_alone() -> None:
     assert not is_holding(kin, q, grasp)
     q[-1] = kin.opening_to_angle(0.029)
     assert is_holding(kin, q, grasp)
+
+
+def test_a_width_that_is_not_known_opens_wider_and_closes_further() -> None:
+    sure = Grasp(np.array([0.2, 0.0, 0.015]), 0.0, 0.030, 0.030)
+    known = Uncertainty(box_m2=np.diag([0.005**2, 0.004**2, 0.004**2]), width_m=0.005, top_m=0.008)
+    unsure = replace(sure, uncertainty=known)
+    gripper = {}
+    for name, grasp in (("sure", sure), ("unsure", unsure)):
+        q = plan_pick(kin, READY, grasp, READY).position_rad
+        assert_sound(JointTrajectory(np.arange(len(q)) / RATE_HZ, q))
+        assert kin.angle_to_opening(q[:, -1].max()) == pytest.approx(grasp.opening_m, abs=1e-4)
+        gripper[name] = q[-1].copy()
+    assert gripper["unsure"][-1] < gripper["sure"][-1]
+    held = gripper["unsure"].copy()
+    held[-1] = kin.opening_to_angle(0.021)  # nine millimetres narrower than thought, and held
+    assert is_holding(kin, held, unsure) and not is_holding(kin, held, sure)
+    assert not is_holding(kin, gripper["unsure"], unsure)
 
 
 def test_what_cannot_be_reached_is_refused() -> None:
