@@ -117,6 +117,13 @@ class Board:
         return cv2.aruco.CharucoBoard((self.squares_x, self.squares_y), self.square_m, self.marker_m, dictionary)
 
 
+CAMERA_BOARD = Board(squares_x=8, squares_y=6, square_m=0.030, marker_m=0.022, dictionary="DICT_5X5_50", margin_m=0.005)
+"""Fills an A4 or Letter sheet. Its markers are not those of the gripper's plate, so neither is taken for the other."""
+
+BOARDS = {"camera": CAMERA_BOARD, "hand-eye": Board()}
+"""The large one for a camera's intrinsics; the plate that a gripper holds."""
+
+
 def T_gripper_board_nominal(board: Board) -> NDArray[np.float64]:
     """(4, 4) where the plate sits when an SO-101 holds it like a paddle; the calibration finds the true place.
 

@@ -1,4 +1,4 @@
-"""Views of a hand-eye calibration while a person moves the arm: one is taken whenever all rests and shows something new."""
+"""Views of a hand-eye calibration while a person moves the arm: one whenever all rests and something new is seen."""
 
 from __future__ import annotations
 

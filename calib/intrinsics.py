@@ -21,9 +21,6 @@ from drivers.protocols import Intrinsics
 
 Array = NDArray[np.float64]
 
-CAMERA_BOARD = Board(squares_x=8, squares_y=6, square_m=0.030, marker_m=0.022, dictionary="DICT_5X5_50", margin_m=0.005)
-"""Fills an A4 or Letter sheet. Its markers are not those of the gripper's plate, so neither is taken for the other."""
-
 MIN_VIEWS = 8
 MAX_HOLDOUT_PX = 1.0
 """A calibration that is further off on views it has not seen is poor: an object half a metre away is missed by 1 mm."""

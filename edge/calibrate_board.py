@@ -6,12 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from calib.board import Board
+from calib.board import BOARDS
 from calib.board_pdf import PAPERS_MM, RULER_MM, board_pdf
-from calib.intrinsics import CAMERA_BOARD
-
-BOARDS = {"camera": CAMERA_BOARD, "hand-eye": Board()}
-"""The large one for a camera's intrinsics; the plate that a gripper holds."""
 
 
 def register(commands: Any) -> None:

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib.board import Board
+from calib.board import CAMERA_BOARD, Board
 from calib.board_pdf import PAPERS_MM, RULER_MM, board_pdf
-from calib.intrinsics import CAMERA_BOARD
 from drivers.errors import UserError
 
 PX_PER_MM = 10

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib.board import Detection
+from calib.board import CAMERA_BOARD, Detection
 from calib.guidance import COLUMNS, LEAST_VIEWS, ROWS, TILTS, WANTED, Coverage, Stillness, outline_px, spread
-from calib.intrinsics import CAMERA_BOARD, solve_intrinsics
+from calib.intrinsics import solve_intrinsics
 from drivers.protocols import Intrinsics
 
 TRUE = Intrinsics(640, 480, 560.0, 560.0, 319.5, 239.5)

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib.board import Board, Detection
+from calib.board import CAMERA_BOARD, Board, Detection
 from calib.intrinsics import (
-    CAMERA_BOARD,
     MAX_HOLDOUT_PX,
     MIN_VIEWS,
     check_intrinsics,

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 
 import calib.intrinsics
-import edge.calibrate_camera
-from calib.board import Board, Detection, T_gripper_board_nominal
+import edge.camera_calibration
+from calib.board import CAMERA_BOARD, Board, Detection, T_gripper_board_nominal
 from calib.calibration import CameraCalibration
 from calib.file import load_calibration, load_camera, save_calibration
 from calib.guidance import LEAST_VIEWS, WANTED, Coverage
-from calib.intrinsics import CAMERA_BOARD
 from calib.kinematics import GripperKinematics
 from calib.rigid import invert, rigid, rotation
 from calib.routine import Observation, solve
@@ -165,7 +164,7 @@ def test_a_cameras_own_intrinsics_are_checked(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = TRUE
-    monkeypatch.setattr(edge.calibrate_camera, "open_camera", lambda source: FolderCamera(Path(source), own))
+    monkeypatch.setattr(edge.camera_calibration, "open_camera", lambda source: FolderCamera(Path(source), own))
     out = tmp_path / "desk.yaml"
     assert run("camera", folder, "--out", out, "--check") == 0
     assert "the camera's own intrinsics: good" in capsys.readouterr().out
@@ -226,7 +225,7 @@ def test_a_hand_eye_calibration_in_the_file_is_solved_again(
 
     # where the diagnosis finds it bad, the file stays, and the new intrinsics are not lost
     bad = (new, replace(diagnosis, bad=True, sentences=("The mount slipped.",)))
-    monkeypatch.setattr(edge.calibrate_camera, "solve", lambda *args, **options: bad)
+    monkeypatch.setattr(edge.camera_calibration, "solve", lambda *args, **options: bad)
     with pytest.raises(
         UserError, match=r"The mount slipped\. .* is left as it was; .* alone are in .*desk\.camera\.yaml"
     ):
@@ -265,7 +264,7 @@ class PlayedCamera:
 def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[np.ndarray | BaseException]], PlayedCamera]:
     def played(script: list[np.ndarray | BaseException]) -> PlayedCamera:
         camera = PlayedCamera(script)
-        monkeypatch.setattr(edge.calibrate_camera, "open_camera", lambda source: camera)
+        monkeypatch.setattr(edge.camera_calibration, "open_camera", lambda source: camera)
         return camera
 
     return played
@@ -317,7 +316,7 @@ def test_q_on_the_keyboard_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             return super().read()
 
     camera = Typing([np.full((480, 640), 90, np.uint8)] * 5)
-    monkeypatch.setattr(edge.calibrate_camera, "open_camera", lambda source: camera)
+    monkeypatch.setattr(edge.camera_calibration, "open_camera", lambda source: camera)
     with os.fdopen(slave) as terminal:
         monkeypatch.setattr(sys, "stdin", terminal)
         with pytest.raises(UserError, match="of . frames, 0 showed the board"):
