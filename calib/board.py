@@ -6,7 +6,7 @@ away from whoever looks at the print.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -122,6 +122,25 @@ CAMERA_BOARD = Board(squares_x=8, squares_y=6, square_m=0.030, marker_m=0.022, d
 
 BOARDS = {"camera": CAMERA_BOARD, "hand-eye": Board()}
 """The large one for a camera's intrinsics; the plate that a gripper holds."""
+
+
+def printed_board(name: str, square_mm: float | None = None) -> Board:
+    """One of BOARDS, as large as its print came out: ``square_mm`` is the measured side of a square.
+
+    Raises UserError for a size that no print of it has.
+    """
+    board = BOARDS[name]
+    if square_mm is None:
+        return board
+    scale = 1e-3 * square_mm / board.square_m
+    if not 0.8 <= scale <= 1.25:
+        raise UserError(
+            f"--square-mm {square_mm:g}: the {name} board has squares of {1e3 * board.square_m:g} mm; measure one, or "
+            "print the board at 100 % (`vlar1 calibrate board`)"
+        )
+    return replace(
+        board, square_m=scale * board.square_m, marker_m=scale * board.marker_m, margin_m=scale * board.margin_m
+    )
 
 
 def T_gripper_board_nominal(board: Board) -> NDArray[np.float64]:

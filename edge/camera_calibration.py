@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from calib.board import BOARDS, Board, Detection
+from calib.board import Board, Detection, printed_board
 from calib.calibration import BoardView, Calibration, CameraCalibration
 from calib.file import load_calibration, load_camera, save_calibration
 from calib.guidance import Coverage, Stillness, spread
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Collect views, solve or check, show, save; 0."""
     out: Path = args.out
     console = Console(soft_wrap=True, highlight=False)
-    board = _board(args.board, args.square_mm)
+    board = printed_board(args.board, args.square_mm)
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {out}: expected a file that ends in .yaml")
     if not out.parent.is_dir():
@@ -163,21 +163,6 @@ def _renewed(
             f"intrinsics alone are in {alone} (--force saves both)"
         )
     return replace(renewed, reference=hand_eye.reference)
-
-
-def _board(name: str, square_mm: float | None) -> Board:
-    board = BOARDS[name]
-    if square_mm is None:
-        return board
-    scale = 1e-3 * square_mm / board.square_m
-    if not 0.8 <= scale <= 1.25:
-        raise UserError(
-            f"--square-mm {square_mm:g}: the {name} board has squares of {1e3 * board.square_m:g} mm; measure one, or "
-            "print the board at 100 % (`vlar1 calibrate board`)"
-        )
-    return replace(
-        board, square_m=scale * board.square_m, marker_m=scale * board.marker_m, margin_m=scale * board.margin_m
-    )
 
 
 def _before(out: Path, camera: Camera, robot_file: Path) -> Calibration | None:

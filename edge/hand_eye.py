@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from calib.board import HOLDING_GRIPPER_RAD, Board
+from calib.board import HOLDING_GRIPPER_RAD, Board, printed_board
 from calib.by_hand import ByHand
 from calib.calibration import Calibration, CameraCalibration, Reference
 from calib.camera import CalibratedCamera
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         before = load_calibration(args.out)
         if before.arm_name != robot.name:
             raise UserError(f"{args.out}: is of arm '{before.arm_name}', not '{robot.name}'; name its --robot")
-        board = before.board if args.square_mm is None else _board(args.square_mm)
+        board = before.board if args.square_mm is None else printed_board("hand-eye", args.square_mm)
         solved = solve(
             *(observations_of(before), fk, board, before.camera, robot.name),
             mount=before.mount,
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--views {args.views}: expected at least {MIN_GOOD_VIEWS}")
     if args.camera_at and args.mount == "gripper":
         raise UserError("--camera-at: is for a camera that stands still; one in the gripper finds the board itself")
-    board = _board(args.square_mm)
+    board = printed_board("hand-eye", args.square_mm)
     with closing(open_camera(args.source)) as opened:
         camera, known = _calibrated(opened, args.out)
         if args.by_hand:
@@ -76,19 +76,6 @@ def run(args: argparse.Namespace) -> int:
             seen, reference = _driven(args, robot, camera, board, fk, console)
     solved = solve(seen, fk, board, known, robot.name, mount=args.mount, joint_names=robot.joint_names)
     return _finish(*solved, reference, args, fk, console)
-
-
-def _board(square_mm: float | None) -> Board:
-    """The gripper's plate; a print that came out at another size is that size throughout."""
-    board = Board()
-    if square_mm is None:
-        return board
-    if not 5.0 <= square_mm <= 100.0:
-        raise UserError(f"--square-mm {square_mm:g}: expected 5 to 100; the plate's squares are 24 mm")
-    scale = 1e-3 * square_mm / board.square_m
-    return replace(
-        board, square_m=board.square_m * scale, marker_m=board.marker_m * scale, margin_m=board.margin_m * scale
-    )
 
 
 def _calibrated(camera: Camera, out: Path) -> tuple[Camera, CameraCalibration]:
