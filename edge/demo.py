@@ -71,7 +71,7 @@ def register(subparsers: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What one episode lays on the table and asks for."""
 
     scene: Scene
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"--out {args.out}: cannot be made ({error.strerror}); name another folder") from None
     console = Console()
-    plans = _draw(args.seed, args.episodes)
+    plans = draw_plans(args.seed, args.episodes)
     tracer = Tracer()
     episodes: list[Episode] = []
     late_s = 0.0
@@ -116,7 +116,7 @@ def _play(
     args: argparse.Namespace,
     engine: OnnxEngine,
     robot: Robot,
-    plans: list[_Plan],
+    plans: list[Plan],
     episodes: list[Episode],
     tracer: Tracer,
     console: Console,
@@ -135,7 +135,7 @@ def _play(
             Controller(robot, table.port) as controller,
         ):
             look = plans[0].scene.look
-            calibration = _calibrate(table, camera, controller, robot, look, args, say)
+            calibration = calibrate_table(table, camera, controller, robot, look, args, say)
             extra = {
                 "seed": args.seed,
                 "bundle": str(args.bundle),
@@ -176,7 +176,7 @@ def _recorder(args: argparse.Namespace, robot: Robot, held: ExitStack) -> Record
     return held.enter_context(Recorder(path, joint_names=robot.joint_names))
 
 
-def _draw(seed: int, count: int) -> list[_Plan]:
+def draw_plans(seed: int, count: int) -> list[Plan]:
     """Scenes and tasks of a seed; light and table change from episode to episode, the camera stays mounted."""
     mount = draw_look(np.random.default_rng([seed, 0xCA]))
     plans = []
@@ -190,11 +190,11 @@ def _draw(seed: int, count: int) -> list[_Plan]:
             camera_roll_rad=mount.camera_roll_rad,
         )
         scene = draw_scene(rng, look=look)
-        plans.append(_Plan(scene, draw_task(rng, scene)))
+        plans.append(Plan(scene, draw_task(rng, scene)))
     return plans
 
 
-def _calibrate(
+def calibrate_table(
     table: SimulatedTable,
     camera: Camera,
     controller: Controller,
@@ -249,7 +249,7 @@ def _calibrate(
     return load_calibration(path)
 
 
-def _episode(table: SimulatedTable, runtime: Runtime, plan: _Plan) -> tuple[Episode, list[State]]:
+def _episode(table: SimulatedTable, runtime: Runtime, plan: Plan) -> tuple[Episode, list[State]]:
     table.lay_out(plan.scene)
     table.start_recording()
     time.sleep(SETTLE_S)

@@ -75,7 +75,7 @@ def check_fresh(
     *,
     now_s: float | None = None,
 ) -> None:
-    """Return if a decision still holds.
+    """Return if a decision still holds, its target where it was.
 
     Args:
         decided: the frame it was made on.
@@ -85,6 +85,24 @@ def check_fresh(
 
     Raises:
         StaleError: it does not, and why.
+    """
+    check_age(decided, newest, limits, now_s=now_s)
+    share = changed(decided, newest, box)
+    if not share <= limits.max_changed:
+        raise StaleError(
+            "target",
+            f"decision: {share:.0%} of the target's place in the image has changed since (at most "
+            f"{limits.max_changed:.0%}): it moved, or something is before it; nothing moved; give the order again",
+        )
+
+
+def check_age(
+    decided: Frame, newest: Frame, limits: FreshnessLimits = FreshnessLimits(), *, now_s: float | None = None
+) -> None:
+    """Return if image and decision are young enough and of one camera, wherever the target is now.
+
+    Raises:
+        StaleError: ``what`` is "frame", "decision" or "camera".
     """
     now_s = time.monotonic() if now_s is None else now_s
     camera = f"camera {newest.serial or '(no serial)'}"
@@ -109,13 +127,6 @@ def check_fresh(
             f"({decided.serial or 'no serial'}, {decided.rgb.shape[1]} x {decided.rgb.shape[0]} px); nothing moved; "
             "give the order again",
         )
-    share = changed(decided, newest, box)
-    if not share <= limits.max_changed:
-        raise StaleError(
-            "target",
-            f"decision: {share:.0%} of the target's place in the image has changed since (at most "
-            f"{limits.max_changed:.0%}): it moved, or something is before it; nothing moved; give the order again",
-        )
 
 
 def changed(before: Frame, after: Frame, box: Affordance) -> float:
@@ -132,7 +143,7 @@ def changed(before: Frame, after: Frame, box: Affordance) -> float:
         slice(max(0, math.floor(left - pad_x)), math.ceil(right + pad_x)),
     )
     near_px = max(1, round(_TREMBLE * width))
-    gain = _gain(before.rgb, after.rgb)
+    gain = light_gain(before.rgb, after.rgb)
     ceiling = 255.0 * np.minimum(gain, 1.0)  # how bright a pixel is beyond, one of the two images does not show
     a = _smooth(np.minimum(before.rgb[window] * gain, ceiling), near_px)
     b = _smooth(np.minimum(after.rgb[window], ceiling), near_px)
@@ -151,7 +162,7 @@ def _median(depth_m: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(cv2.medianBlur(np.ascontiguousarray(depth_m, np.float32), 5), np.float32)
 
 
-def _gain(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
+def light_gain(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(3,) how much brighter the second image is: the median over the image, so whatever moves in it has no say."""
     a, b = (image[::4, ::4].reshape(-1, 3).astype(np.float32) for image in (before, after))
     gains = [

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
 from calib.calibration import Calibration
+from calib.camera import CalibratedCamera
 from drivers.errors import UserError
 from drivers.protocols import Camera, Frame
 from drivers.recording import Recorder
 from drivers.robot import Robot
+from edge.carrying import Carried, Carrier
 from edge.contract import Affordance, Task, Trajectory, not_found
 from edge.control import Controller, MotionError
 from edge.decode import Decision, decide
 from edge.engine.protocol import Engine
+from edge.follower import Follower
 from edge.freshness import FreshnessLimits, StaleError, check_fresh
 from edge.geometry import Grasp, lift_affordance, lift_trajectory
 from edge.kinematics import Kinematics
@@ -25,7 +29,12 @@ from edge.recorded import decision_record
 from edge.trace import Tracer
 
 CLEARANCE_M = 0.015  # between what is carried and everything it passes over
+_STILL = 0.008  # of the image: what a target at rest seems to move, 4 mm at 0.6 m
+_LOOKS = 10  # for a target to come to rest
 _DRAFTS = 32  # answers remembered, one a task and instruction
+
+
+_Plan = tuple[Grasp, JointTrajectory, JointTrajectory | None]  # what is grasped, the pick, the place
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,9 @@ class Runtime:
         trust_cut: act on answers cut short. What is forced out of half a thought may be a guess, and half a path ends
             somewhere; without this such an answer ends the order.
         freshness: what a decision may have become until the motion starts.
+        track: follow the target while a decision is made and planned, and grasp it where it is by then; a target that
+            is lost is decided on again. Otherwise one that moved is. Following ends when the motion begins: the arm is
+            before the target then, and one that moves later is noticed by the jaws.
         recorder: gets frames and decisions; the controller has its own.
     """
 
@@ -85,15 +97,17 @@ class Runtime:
         deadline_s: float | None = None,
         trust_cut: bool = False,
         freshness: FreshnessLimits = FreshnessLimits(),  # noqa: B008 (frozen)
+        track: bool = True,
         recorder: Recorder | None = None,
     ) -> None:
-        calibration.check(camera.intrinsics, camera.serial, robot.name)
+        self.camera = CalibratedCamera(camera, calibration.camera, calibration.depth_scale)
+        calibration.check(self.camera.intrinsics, camera.serial, robot.name)
         _check_zeros(robot, calibration)
-        self.robot, self.camera, self.controller, self.engine = robot, camera, controller, engine
+        self.robot, self.controller, self.engine = robot, controller, engine
         self.calibration, self.tracer, self.say = calibration, tracer, say
         self.kinematics = Kinematics(robot)
         self._deadline_s, self._trust_cut, self._freshness = deadline_s, trust_cut, freshness
-        self._recorder = recorder
+        self._track, self._recorder = track, recorder
         self._drafts: dict[tuple[Task, str], tuple[int, ...]] = {}
 
     def go_ready(self) -> None:
@@ -112,32 +126,33 @@ class Runtime:
         """
         decision_s = motion_s = 0.0
         for attempt in range(1, attempts + 1):
-            with self.tracer.stage("capture"):
-                frame = self.camera.read()
-            if self._recorder is not None:
-                self._recorder.frame(frame)
-            began = time.monotonic()
             grasp_decision = path_decision = None
-            try:
-                self.say("thinking")
+            with Follower(self.camera) if self._track else nullcontext() as follower:
+                with self.tracer.stage("capture"):
+                    frame = follower.newest() if follower else self.camera.read()
+                if self._recorder is not None:
+                    self._recorder.frame(frame)
+                began = time.monotonic()
                 try:
-                    grasp_decision = self._decide(frame, order, "affordance")
-                    self._require_answer(grasp_decision, "affordance", order)
-                    if order.place:
-                        path_decision = self._decide(frame, order, "trajectory")
-                        self._require_answer(path_decision, "trajectory", order)
-                finally:
-                    decision_s += time.monotonic() - began
-                grasp, pick, place = self._plan(frame, grasp_decision, path_decision)
-                self._require_fresh(frame, grasp_decision)
-            except StaleError as error:
-                reason = str(error)
-                if attempt < attempts:
-                    self.say(f"{reason}; looking again")
-                    continue
-                return Outcome(False, reason, attempt, frame, grasp_decision, path_decision, decision_s, motion_s)
-            except UserError as error:  # not found, too wide, out of reach: said in words, nothing moved
-                return Outcome(False, str(error), attempt, frame, grasp_decision, path_decision, decision_s, motion_s)
+                    self.say("thinking")
+                    try:
+                        grasp_decision = self._decide(frame, order, "affordance")
+                        self._require_answer(grasp_decision, "affordance", order)
+                        if order.place:
+                            path_decision = self._decide(frame, order, "trajectory")
+                            self._require_answer(path_decision, "trajectory", order)
+                    finally:
+                        decision_s += time.monotonic() - began
+                    grasp, pick, place = self._settle(follower, frame, grasp_decision, path_decision)
+                except StaleError as error:
+                    reason = str(error)
+                    if attempt < attempts:
+                        self.say(f"{reason}; looking again")
+                        continue
+                    return Outcome(False, reason, attempt, frame, grasp_decision, path_decision, decision_s, motion_s)
+                except UserError as error:  # not found, too wide, out of reach: said in words, nothing moved
+                    reason = str(error)
+                    return Outcome(False, reason, attempt, frame, grasp_decision, path_decision, decision_s, motion_s)
             began = time.monotonic()
             try:
                 reason = self._move(grasp, pick, place)
@@ -147,7 +162,11 @@ class Runtime:
             if not reason or attempt == attempts:
                 break
             self.say(f"{reason}; looking again")
-            self.go_ready()
+            try:
+                self.go_ready()
+            except MotionError as error:  # it is jammed, or was stopped
+                reason = f"{reason}; then {error}"
+                break
         return Outcome(
             not reason, reason or "done", attempt, frame, grasp_decision, path_decision, decision_s, motion_s
         )
@@ -191,33 +210,51 @@ class Runtime:
         if decision.unsure:
             raise UserError(decision.unsure)
 
-    def _require_fresh(self, frame: Frame, decision: Decision) -> None:
-        """What was decided on must still be so. Raises StaleError."""
-        box = decision.answer.output
-        assert isinstance(box, Affordance)
-        with self.tracer.stage("capture"):
-            newest = self.camera.read()
-        check_fresh(frame, newest, box, self._freshness)
-
-    def _plan(
-        self, frame: Frame, grasp_decision: Decision, path_decision: Decision | None
-    ) -> tuple[Grasp, JointTrajectory, JointTrajectory | None]:
+    def _settle(
+        self, follower: Follower | None, frame: Frame, grasp_decision: Decision, path_decision: Decision | None
+    ) -> _Plan:
+        """Plans for what was decided on as it is now. Raises StaleError where that cannot be said."""
         box = grasp_decision.answer.output
-        assert isinstance(box, Affordance)
+        path = path_decision.answer.output if path_decision else None
+        assert isinstance(box, Affordance) and (path is None or isinstance(path, Trajectory))
+        if follower is None:
+            plan = self._plan(frame, box, path)
+            with self.tracer.stage("capture"):
+                newest = self.camera.read()
+            check_fresh(frame, newest, box, self._freshness)
+            return plan
+        with self.tracer.stage("track"):
+            follower.follow(Carrier(frame, box, path, self._freshness))
+        now = self._carried(follower)
+        if now.moved:
+            self.say("following what moved")
+        for _ in range(_LOOKS):
+            plan = self._plan(now.frame, now.box, now.path)
+            before, now = now, self._carried(follower)
+            if now.agrees(before, _STILL):
+                return plan
+        raise StaleError("target", "decision: the target does not come to rest; nothing moved; give the order again")
+
+    def _carried(self, follower: Follower) -> Carried:
+        with self.tracer.stage("capture"):
+            return follower.carried()
+
+    def _plan(self, frame: Frame, box: Affordance, path: Trajectory | None) -> _Plan:
         T = self.calibration.T_base_camera(self.kinematics.fk(self.controller.read().position_rad, "gripper"))
+        known_m2, table_z_m = self.calibration.reach_covariance_m2(), self.robot.safety.table_z_m
         with self.tracer.stage("lift"):
-            grasp = lift_affordance(box, frame, T)
+            grasp = lift_affordance(box, frame, T, table_z_m, reach_covariance_m2=known_m2)
             waypoints = None
-            if path_decision is not None:
-                path = path_decision.answer.output
-                assert isinstance(path, Trajectory)
-                waypoints = lift_trajectory(path, frame, T, CLEARANCE_M, grasp=grasp)
-        self.say("planning")
+            if path is not None:
+                waypoints = lift_trajectory(
+                    path, frame, T, CLEARANCE_M, grasp=grasp, table_z_m=table_z_m, reach_covariance_m2=known_m2
+                )
+        self.say("; ".join(("planning", *grasp.notes)))
         with self.tracer.stage("plan"):
-            pick = plan_pick(self.kinematics, self.controller.setpoint_rad, grasp, self.robot.ready_rad)
+            pick = plan_pick(self.kinematics, self.controller.setpoint_rad, grasp, self.robot.ready_rad, table_z_m)
             place = None
             if waypoints is not None:
-                place = plan_place(self.kinematics, pick.position_rad[-1], waypoints, grasp)
+                place = plan_place(self.kinematics, pick.position_rad[-1], waypoints, grasp, table_z_m)
                 self.controller.check(place)  # before the object is picked up
         return grasp, pick, place
 

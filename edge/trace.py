@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from rich.table import Table
 
-STAGES = ("capture", "preprocess", "vision", "prefill", "decode", "parse", "lift", "plan", "actuate")
+STAGES = ("capture", "preprocess", "vision", "prefill", "decode", "parse", "track", "lift", "plan", "actuate")
 
 Summary = dict[str, dict[str, float]]
 

@@ -55,6 +55,18 @@ class SimulatedTable:
         """Referee: did it work, by physics alone."""
         return self._call("verdict", task)
 
+    def slide(self, item_index: int, dx_m: float, dy_m: float, duration_s: float) -> None:
+        """Referee: push an item over the table during the next ``duration_s``; returns at once.
+
+        The item goes where it is told, at rest at both ends, while physics goes on for all else: that it meets nothing
+        is the caller's care (`drivers.sim.slide.clear_slide`).
+        """
+        self._call("slide", item_index, dx_m, dy_m, duration_s)
+
+    def position(self, item_index: int) -> tuple[float, float, float]:
+        """Referee: where an item's middle truly is, base frame, metres."""
+        return self._call("position", item_index)
+
     def start_recording(self) -> None:
         """Referee: keep a state every 100 ms for the video."""
         self._call("start_recording")

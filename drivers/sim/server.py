@@ -22,6 +22,7 @@ from drivers.sim.judge import Verdict, judge
 from drivers.sim.render import CAMERA, camera_pose, render
 from drivers.sim.scene import Scene, Task
 from drivers.sim.servo_bus import ServoBank, ServoBus
+from drivers.sim.slide import Slide
 from drivers.sim.world import build_model, set_arm
 
 BUS_PERIOD_STEPS = 2  # registers are refreshed every 4 ms
@@ -63,6 +64,7 @@ class Tabletop:
         self.lock = threading.Lock()
         self.board: HeldBoard | None = None
         self.record: list[State] | None = None
+        self.sliding: Slide | None = None
         self.late_s = 0.0
         self._load(scene, robot.rest_rad)
         self._show_servos()
@@ -107,6 +109,18 @@ class Tabletop:
         with self.lock:
             return judge(self.model, self.data, self.scene, task)
 
+    def slide(self, item: int, dx_m: float, dy_m: float, duration_s: float) -> None:
+        """Push an item over the table from now on, as a finger would; returns at once."""
+        with self.lock:
+            self._lay = self.data.joint(f"item{item}").qpos.copy()
+            x_m, y_m = self._lay[:2]
+            self.sliding = Slide(item, (float(x_m), float(y_m)), (dx_m, dy_m), float(self.data.time), duration_s)
+
+    def position(self, item: int) -> tuple[float, float, float]:
+        with self.lock:
+            x_m, y_m, z_m = self.data.body(f"item{item}").xpos
+            return float(x_m), float(y_m), float(z_m)
+
     def start_recording(self) -> None:
         with self.lock:
             self.record = []
@@ -121,6 +135,7 @@ class Tabletop:
         if self.board is not None:
             board = np.concatenate([self.board.half_m, self.board.T_gripper_board.ravel()])
         self.scene = scene
+        self.sliding = None  # of the items before
         self.model = build_model(scene, board)
         self.data = mujoco.MjData(self.model)
         set_arm(self.model, self.data, arm_rad)
@@ -145,6 +160,7 @@ class Tabletop:
                     if steps % BUS_PERIOD_STEPS == 0:
                         self._hear_servos()
                     self._slew()
+                    self._push()
                     mujoco.mj_step(self.model, self.data)
                     steps += 1
                     if steps % BUS_PERIOD_STEPS == 0:
@@ -166,6 +182,18 @@ class Tabletop:
         most = MAX_SPEED_RAD_S * self.model.opt.timestep
         ctrl = self.data.ctrl
         ctrl[:] = np.where(self._powered, ctrl + np.clip(self._goal_rad - ctrl, -most, most), self.data.qpos[:6])
+
+    def _push(self) -> None:
+        """Put the sliding item where it belongs now: as it lay, so that it neither tips nor rolls."""
+        slide = self.sliding
+        if slide is None:
+            return
+        joint = self.data.joint(f"item{slide.item}")
+        x_m, y_m, *speed_m_s = slide.at(float(self.data.time))
+        joint.qpos[:2], joint.qpos[2:] = (x_m, y_m), self._lay[2:]
+        joint.qvel[:2], joint.qvel[2:] = speed_m_s, 0.0
+        if self.data.time >= slide.began_s + slide.duration_s:
+            self.sliding = None
 
     def _show_servos(self) -> None:
         q, v = self.data.qpos[:6], self.data.qvel[:6]

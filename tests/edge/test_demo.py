@@ -14,10 +14,10 @@ import pytest
 
 from calib.file import load_calibration
 from drivers.sim.render import camera_pose
-from edge.demo import _draw
+from edge.demo import draw_plans
 
 SEED = 11
-STAGES = {"capture", "preprocess", "vision", "prefill", "decode", "parse", "lift", "plan", "actuate"}
+STAGES = {"capture", "preprocess", "vision", "prefill", "decode", "parse", "track", "lift", "plan", "actuate"}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_the_report_tells_what_happened_and_how_long_each_stage_took(out: Path) 
     report = json.loads((out / "report.json").read_text())
     assert report["episodes"] == 1 and report["success_rate"] == report["successes"] / 1
     detail = report["episodes_detail"][0]
-    assert detail["instruction"] == _draw(SEED, 2)[0].task.instruction
+    assert detail["instruction"] == draw_plans(SEED, 2)[0].task.instruction
     # An order that could not be planned has no motion; whatever was decided was timed.
     assert {"capture", "preprocess", "vision", "prefill", "decode", "parse", "lift"} <= set(report["stages"]) <= STAGES
     assert all({"count", "p50_ms", "p90_ms", "max_ms"} == set(row) for row in report["stages"].values())
@@ -57,7 +57,7 @@ def test_the_report_tells_what_happened_and_how_long_each_stage_took(out: Path) 
 
 def test_the_calibration_found_the_camera_it_could_not_know(out: Path) -> None:
     calibration = load_calibration(out / "calibration.yaml")
-    truth = camera_pose(_draw(SEED, 2)[0].scene.look)
+    truth = camera_pose(draw_plans(SEED, 2)[0].scene.look)
     # What matters is where points of the table land: corners of the work area, seen by the camera, placed by the file.
     corners = np.array([[x, y, 0.02, 1.0] for x in (0.16, 0.28) for y in (-0.14, 0.14)])
     placed = corners @ np.linalg.inv(truth).T @ calibration.T_base_camera().T

@@ -4,7 +4,7 @@ from dataclasses import replace
 import mujoco
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivers.protocols import Frame, Intrinsics
@@ -106,6 +106,7 @@ def textured(seed: int) -> np.ndarray:
     return np.kron(blocks, np.ones((8, 8, 1))).astype(np.uint8)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 99), st.tuples(*[st.floats(0.6, 1.6)] * 3), st.integers(0, 99))
 def test_a_change_of_light_is_no_movement(seed: int, gain: tuple[float, float, float], noise: int) -> None:
     rgb = textured(seed)
@@ -115,6 +116,7 @@ def test_a_change_of_light_is_no_movement(seed: int, gain: tuple[float, float, f
     assert changed(frames[1], frames[0], BOX) <= MAX_CHANGED
 
 
+@settings(deadline=None)
 @given(st.integers(0, 99), st.integers(-1, 1), st.integers(-1, 1))
 def test_a_trembling_camera_is_no_movement(seed: int, dx: int, dy: int) -> None:
     rgb = textured(seed)

@@ -1,5 +1,6 @@
 """One order from frame to motion: what is wrong is said before anything moves, an empty grip is noticed."""
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from drivers.sim.world import build_model, set_arm
 from edge.contract import Affordance, Answer, Trajectory
 from edge.decode import Decision
 from edge.freshness import FreshnessLimits
+from edge.grasp import Grasp
 from edge.loop import Order, Runtime
 from edge.motion import JointTrajectory
 from edge.plan_check import PlanChecker
@@ -130,9 +132,9 @@ def cube_box() -> Affordance:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"camera_serial": "ANOTHER"}, "camera 'ANOTHER'"),
+        ({"camera": CameraCalibration("2026-01-01", "ANOTHER", CAMERA)}, "camera 'ANOTHER'"),
         ({"arm_name": "so100"}, "arm 'so100'"),
-        ({"intrinsics": replace(CAMERA, width=320, height=240)}, "320x240"),
+        ({"camera": CameraCalibration("2026-01-01", SERIAL, replace(CAMERA, width=320))}, "320x480"),
     ],
 )
 def test_a_calibration_of_something_else_is_refused_and_nothing_moves(
@@ -304,17 +306,91 @@ def test_a_held_object_is_carried_to_the_container(runtime, arm, monkeypatch) ->
     assert np.hypot(tip[0] - BOWL.x_m, tip[1] - BOWL.y_m) < 0.04
 
 
-def test_a_target_that_moved_since_the_decision_is_looked_at_again_and_nothing_moves(
-    camera: StillCamera, arm: ObedientController, monkeypatch: pytest.MonkeyPatch
+def moved(dx_m: float, dy_m: float) -> Scene:
+    """The scene with the cube elsewhere."""
+    return Scene((replace(CUBE, x_m=CUBE.x_m + dx_m, y_m=CUBE.y_m + dy_m), BOWL), SCENE.look)
+
+
+def while_deciding(monkeypatch: pytest.MonkeyPatch, camera: StillCamera, *frames: Frame) -> list[str]:
+    """The model says where the cube was at first; by then the camera sees the next of the frames. What it was asked."""
+    asked: list[str] = []
+    shown = iter(frames)
+
+    def decide(engine: object, rgb: object, task: str, *args: object, **kwargs: object) -> Decision:
+        asked.append(task)
+        monkeypatch.setattr(camera, "frame", next(shown, camera.frame))
+        return Decision(Answer("because", cube_box()), "", 0, 0, 0)
+
+    monkeypatch.setattr(edge.loop, "decide", decide)
+    return asked
+
+
+def test_without_tracking_a_target_that_moved_since_the_decision_is_looked_at_again_and_nothing_moves(
+    arm: ObedientController, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    box = cube_box()
-    asked = answers(monkeypatch, box)
-    elsewhere = StillCamera(Scene((replace(CUBE, y_m=CUBE.y_m - 0.05), BOWL), SCENE.look))
-    frames = iter([camera.read(), elsewhere.read(), elsewhere.read(), camera.read()])
-    monkeypatch.setattr(camera, "read", lambda: replace(next(frames), t_s=time.monotonic()))
-    outcome = started(camera, arm).carry_out(Order("pick up the red cube", place=False))
+    camera = StillCamera()
+    home, away = camera.frame, StillCamera(moved(0.0, -0.05)).frame
+    asked = while_deciding(monkeypatch, camera, away, home)
+    outcome = started(camera, arm, track=False).carry_out(Order("pick up the red cube", place=False))
     assert not outcome.done and not arm.moves
     assert len(asked) == 2 and outcome.attempts == 2
+
+
+def test_a_target_that_moved_during_the_decision_is_grasped_where_it_is_now(
+    arm: ObedientController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera = StillCamera()
+    asked = while_deciding(monkeypatch, camera, StillCamera(moved(0.01, -0.04)).frame)
+    monkeypatch.setattr(edge.loop, "is_holding", lambda *args: True)
+    readers: list[str] = []
+    execute = arm.execute
+
+    def watched(trajectory: JointTrajectory) -> None:
+        readers.extend(thread.name for thread in threading.enumerate() if thread.name == "follower")
+        execute(trajectory)
+
+    monkeypatch.setattr(arm, "execute", watched)
+    runtime = started(camera, arm)
+    grasps: list[Grasp] = []
+    move = runtime._move
+    monkeypatch.setattr(runtime, "_move", lambda grasp, *plans: [grasps.append(grasp), move(grasp, *plans)][1])
+    outcome = runtime.carry_out(Order("pick up the red cube", place=False))
+    assert outcome.done and outcome.attempts == 1 and asked == ["affordance"]
+    assert grasps[0].position_base_m[:2] == pytest.approx([CUBE.x_m + 0.01, CUBE.y_m - 0.04], abs=0.002)
+    assert not readers  # following ends where the motion begins
+
+
+def test_a_target_that_is_lost_is_decided_on_again_and_that_is_said(
+    arm: ObedientController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera = StillCamera()
+    home, gone = camera.frame, StillCamera(Scene((BOWL,), SCENE.look)).frame
+    asked = while_deciding(monkeypatch, camera, gone, home)
+    monkeypatch.setattr(edge.loop, "is_holding", lambda *args: True)
+    said: list[str] = []
+    runtime = started(camera, arm, say=said.append)
+    outcome = runtime.carry_out(Order("pick up the red cube", place=False), attempts=2)
+    assert len(asked) == 2 and outcome.attempts == 2
+    assert any("the target was lost" in text and "looking again" in text for text in said)
+
+
+def test_a_target_that_does_not_come_to_rest_is_not_grasped_at(
+    arm: ObedientController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera = StillCamera()
+    frames = [camera.frame, *(StillCamera(moved(0.0, dy_m)).frame for dy_m in (-0.02, -0.04))]
+    answers(monkeypatch, cube_box())
+    runtime = started(camera, arm)
+    plan, planned = runtime._plan, []
+
+    def and_then_it_moves(*args: object) -> object:
+        planned.append(plan(*args))  # type: ignore[arg-type]
+        camera.frame = frames[len(planned) % len(frames)]
+        return planned[-1]
+
+    monkeypatch.setattr(runtime, "_plan", and_then_it_moves)
+    outcome = runtime.carry_out(Order("pick up the red cube", place=False), attempts=1)
+    assert not outcome.done and "come to rest" in outcome.reason and not arm.moves
 
 
 def test_a_decision_older_than_its_limit_starts_no_motion(
