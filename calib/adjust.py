@@ -24,7 +24,7 @@ expected; by as much all covariances grow, and the bar for distrust and for zero
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -35,6 +35,7 @@ from scipy.stats import chi2
 from calib.board import Board, Detection
 from calib.corners import corner_noise
 from calib.hand_eye import MIN_VIEWS, Pinhole, board_pose, first_guess
+from calib.reach import Reach, best_looks, by_joint
 from calib.rigid import apply, invert, retract, rms_length, skew
 from calib.workspace import TIP_GRIPPER_M
 from drivers.errors import UserError
@@ -55,9 +56,12 @@ NEED_OF_ZEROS = 20.0
 OUTLIER_CHANCE = 1e-4
 """A sample is distrusted when a good one would be as far off as rarely as this."""
 
-_STEP_RAD = 1e-5
 _ROUNDS = 6
 _DRAWS = 400
+
+
+class Disagreement(UserError):
+    """Too few views agree with each other for any to be trusted; ``calib.diagnosis`` may know why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +114,7 @@ def adjust(
     board: Board,
     intrinsics: Intrinsics,
     *,
+    mount: str = "base",
     reach_rad: Array | None = None,
     fit_zeros: bool | None = None,
     encoder_sigma_rad: float = ENCODER_SIGMA_RAD,
@@ -122,18 +127,20 @@ def adjust(
         detections: the board as seen in each view.
         fk: joints (n,) -> T_base_gripper (4, 4). For a camera in the gripper and a board that stands still give its
             inverse: T_base_camera is then T_gripper_camera, and T_gripper_board T_base_board.
+        mount: "base", or "gripper" where ``fk`` is such an inverse; only what is said of the reach depends on it.
         reach_rad: (m, n) joint poses that the error is told for (``calib.workspace``), by default those of the views.
         fit_zeros: True, False, or None for where the data need it.
         encoder_sigma_rad: standard deviation of a joint reading about the joint.
         tip_m: the point that is to be where the camera saw something, in the gripper's frame.
 
     Raises:
-        UserError: too few views, or too few that agree with each other, or rotations that leave the answer open.
+        Disagreement: too few views agree with each other.
+        UserError: too few views, or rotations that leave the answer open.
     """
     joints = np.asarray(joints_rad, dtype=float)
     T_base_camera, Y = first_guess([fk(q) for q in joints], detections, board, intrinsics)
     sigma_px, fits = corner_noise(detections, board, intrinsics)
-    problem = _Problem(joints, detections, fits, fk, board, Pinhole(intrinsics), sigma_px, encoder_sigma_rad)
+    problem = Problem(joints, detections, fits, fk, board, Pinhole(intrinsics), sigma_px, encoder_sigma_rad)
     start = _State(invert(T_base_camera), Y, np.zeros(joints.shape[1]))
     everything = np.arange(len(joints), dtype=np.int64)
 
@@ -146,7 +153,7 @@ def adjust(
     for _ in range(_ROUNDS):
         before, kept = kept, problem.agreeing(state, kept)
         if len(kept) < max(MIN_VIEWS, 2 * len(joints) / 3):
-            raise UserError(
+            raise Disagreement(
                 f"hand-eye calibration: only {len(kept)} of {len(joints)} views agree with each other, none is right "
                 "for sure; see that the board does not slip in the gripper, that the arm is at rest in each view, and "
                 "check the arm's zero offsets"
@@ -159,8 +166,31 @@ def adjust(
         without = problem.solve(_State(fit.state.X, fit.state.Y, start.zeros), kept, ())
         if fit_zeros is False or without.squares - fit.squares <= NEED_OF_ZEROS * fit.scale:
             fit = without
-    reach = joints if reach_rad is None or not len(reach_rad) else np.asarray(reach_rad, dtype=float)
-    return _told(problem, fit, kept, detections, reach, np.asarray(tip_m, dtype=float))
+    return _told(
+        problem, fit, kept, detections, reach_of(problem, fit.state.X, fit.state.zeros, mount, reach_rad, tip_m)
+    )
+
+
+def reach_of(
+    problem: Problem,
+    X: Array,
+    zeros_rad: Array,
+    mount: str,
+    reach_rad: Array | None,
+    tip_m: tuple[float, float, float],
+) -> Reach:
+    """Where the error is told, by ``adjust``'s arguments; a camera in the gripper looks from one of the views."""
+    joints = problem.joints if reach_rad is None or not len(reach_rad) else np.asarray(reach_rad, dtype=float)
+    reach = Reach(problem.fk, joints, None, np.asarray(tip_m, dtype=float))
+    if mount == "base":
+        return reach
+
+    def fk(q: Array) -> Array:
+        return invert(problem.fk(q))
+
+    reach = replace(reach, fk=fk)
+    looks = best_looks(fk, problem.joints, reach.tips(zeros_rad), X, zeros_rad)
+    return replace(reach, look_rad=looks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +225,8 @@ class _Fit:
         return np.asarray(self.scale * np.linalg.inv(self.information), dtype=float)
 
 
-class _Problem:
-    """The observations, their predictions and weights."""
+class Problem:
+    """The observations, their predictions and weights (shared with ``calib.causes``)."""
 
     def __init__(
         self,
@@ -287,9 +317,7 @@ class _Problem:
 
     def by_joint(self, q: Array, j: int) -> Array:
         """(4, 4) derivative of T_base_gripper by joint j."""
-        step = np.zeros(len(q))
-        step[j] = _STEP_RAD
-        return (self.fk(q + step) - self.fk(q - step)) / (2 * _STEP_RAD)
+        return by_joint(self.fk, q, j)
 
 
 def _of_pose(residuals: Array, jacobian: Array) -> float:
@@ -301,9 +329,7 @@ def _of_pose(residuals: Array, jacobian: Array) -> float:
     return float(np.sum((Q.T @ residuals) ** 2))
 
 
-def _told(
-    problem: _Problem, fit: _Fit, kept: Indices, detections: Sequence[Detection], reach_rad: Array, tip_m: Array
-) -> Adjustment:
+def _told(problem: Problem, fit: _Fit, kept: Indices, detections: Sequence[Detection], reach: Reach) -> Adjustment:
     """The figures that go with a minimum."""
     state, views = fit.state, range(len(detections))
     # all corners seen count here, those set aside too
@@ -323,16 +349,16 @@ def _told(
             step = np.asarray(np.linalg.solve(information - J.T @ J, J.T @ r), dtype=float)
             without = _moved(state, step, fit.free)
         leave_one_out[i] = _distance_at_board(problem, without, i)
-    tips = _tip_derivatives(problem, fit, reach_rad, tip_m)
+    tips = np.zeros((len(reach.joints_rad), 3, 12 + len(fit.free)))
+    at = [*range(6), *range(12, 12 + len(fit.free))]  # how the board is held does not matter there
+    tips[:, :, at] = reach.derivatives(state.X, state.zeros, fit.free)
     covariance = fit.covariance
     zero, rng = np.zeros(len(covariance)), np.random.default_rng(0)
     draws = rng.multivariate_normal(zero, covariance, _DRAWS, method="cholesky")
     errors = np.sqrt(np.mean(np.sum((draws @ tips.transpose(0, 2, 1)) ** 2, axis=2), axis=0))
     expected_mm = 1e3 * float(np.median(errors))
-    by_joints = np.array([[apply(problem.by_joint(q, j), tip_m) for j in problem.moving] for q in reach_rad])
-    wobble_rad = problem.encoder_sigma_rad * float(np.sqrt(fit.scale))
-    wobble_mm = 1e3 * wobble_rad * float(np.sqrt(np.mean(np.sum(by_joints**2, axis=(1, 2)))))
-    places = np.array([apply(problem.fk(q + state.zeros), tip_m) for q in reach_rad])
+    wobble_mm = 1e3 * reach.wobble_m(state.zeros, problem.encoder_sigma_rad * float(np.sqrt(fit.scale)))
+    places = reach.tips(state.zeros)
     middle = tips[int(np.argmin(np.linalg.norm(places - places.mean(axis=0), axis=1)))]
     return Adjustment(
         T_base_camera=invert(state.X),
@@ -351,30 +377,13 @@ def _told(
     )
 
 
-def _distance_at_board(problem: _Problem, state: _State, i: int) -> float:
+def _distance_at_board(problem: Problem, state: _State, i: int) -> float:
     """Rms distance, metres, of view i's corners as the arm places them from where the camera alone sees them."""
     T_base_board = problem.fk(problem.joints[i] + state.zeros) @ state.Y
     detection = Detection(problem.ids[i], problem.corners[i])
     seen = board_pose(detection, problem.board, problem.camera, state.X @ T_base_board)
     points = problem.points[i]
     return rms_length(apply(T_base_board, points) - apply(invert(state.X) @ seen, points))
-
-
-def _tip_derivatives(problem: _Problem, fit: _Fit, reach_rad: Array, tip_m: Array) -> Array:
-    """(m, 3, 12 + free) by the unknowns: how far the tip ends up from a point that the camera saw, base frame.
-
-    The arm goes to q so that fk(q + zeros) puts the tip where X has the point. Where X and the zeros are truly a twist
-    and a step away, point and tip lie apart by the difference of what these do.
-    """
-    state = fit.state
-    back = state.X[:3, :3].T
-    derivatives = np.zeros((len(reach_rad), 3, 12 + len(fit.free)))
-    for D, q in zip(derivatives, reach_rad, strict=True):
-        seen = apply(state.X @ problem.fk(q + state.zeros), tip_m)
-        D[:, :3], D[:, 3:6] = -back @ skew(seen[None])[0], back
-        for k, j in enumerate(fit.free):
-            D[:, 12 + k] = apply(problem.by_joint(q + state.zeros, j), tip_m)
-    return derivatives
 
 
 def _moved(state: _State, x: Array, free: tuple[int, ...]) -> _State:
