@@ -8,7 +8,7 @@ turned by 0, 0.5, 1.5 or 3 degrees in a random direction, and besides:
 - ``objects``: other things on the table in other light; ``away``: nothing on the table any more, in other light.
 
 On each kind of table, with depth and without. "Right": still valid where nothing moved, moved where it has; "cannot
-tell" asks for a better look; "wrong" is the opposite of right. Error: of the motion found, rms over the workspace,
+tell" asks for a better look; a false alarm and a miss are the opposite of right. Error: of the motion found, rms over the workspace,
 where the check says that it knows it to 1.5 mm.
 """
 
@@ -141,7 +141,8 @@ def figures(all_: list[Row]) -> dict[str, Any]:
         "moved": len(gone),
         "moved_right": sum(row.right for row in gone),
         "unsure": sum(row.said == "unsure" for row in all_),
-        "wrong": sum(not row.right and row.said != "unsure" for row in all_),
+        "false_alarms": sum(row.said == "moved" for row in still),
+        "missed": sum(row.said == "valid" for row in gone),
         "error_mm": {"median": float(np.median(known)), "p90": float(np.percentile(known, 90))} if len(known) else None,
     }
 
@@ -161,7 +162,7 @@ def main() -> None:
         for table in TABLES
     }
     shown = Table(title="has the camera moved?")
-    for name in ("", "still: right", "moved: right", "cannot tell", "wrong", "error, mm, median (p90)"):
+    for name in ("", "still: right", "moved: right", "cannot tell", "false alarm", "missed", "error, mm, median (p90)"):
         shown.add_column(name, justify="right" if name else "left")
     for name, f in found.items():
         error = f"{f['error_mm']['median']:.2f} ({f['error_mm']['p90']:.2f})" if f["error_mm"] else "-"
@@ -170,7 +171,8 @@ def main() -> None:
             f"{f['still_right']} of {f['still']}",
             f"{f['moved_right']} of {f['moved']}",
             str(f["unsure"]),
-            str(f["wrong"]),
+            str(f["false_alarms"]),
+            str(f["missed"]),
             error,
         )
     took_s = float(np.median([row.took_s for row in all_]))
