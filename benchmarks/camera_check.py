@@ -8,8 +8,8 @@ turned by 0, 0.5, 1.5 or 3 degrees in a random direction, and besides:
 - ``objects``: other things on the table in other light; ``away``: nothing on the table any more, in other light.
 
 On each kind of table, with depth and without. "Right": still valid where nothing moved, moved where it has; "cannot
-tell" asks for a better look; a false alarm and a miss are the opposite of right. Error: of the motion found, rms over the workspace,
-where the check says that it knows it to 1.5 mm.
+tell" asks for a better look; a false alarm and a miss are the opposite of right. Error: of the motion found, rms over
+the workspace, where the check says that it knows it to 1.5 mm.
 """
 
 from __future__ import annotations

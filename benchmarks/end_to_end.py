@@ -68,7 +68,7 @@ from edge.loop import Order, Runtime
 from edge.motion import JointTrajectory
 from edge.trace import Tracer
 
-EPISODES, QUICK_EPISODES = 20, 6
+EPISODES, QUICK_EPISODES = 15, 6
 SEED = 11
 DECISION_S, SLIDE_S = 1.5, 1.2
 MOVED_M = (0.03, 0.08)
