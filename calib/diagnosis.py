@@ -26,6 +26,7 @@ from calib.causes import NAMED, Group, Pictures, World, explain
 from calib.corners import corner_noise
 from calib.findings import Cause, Finding, Words
 from calib.hand_eye import MIN_VIEWS, Pinhole, first_guess
+from calib.observability import least_told
 from calib.reach import Reach
 from calib.rigid import invert
 from calib.workspace import TIP_GRIPPER_M
@@ -58,10 +59,6 @@ _KINDS: dict[str, Cause] = {
     "board": "board slipped",
     "zeros": "joint zeros",
 }
-_DIRECTIONS = (
-    *(f"turning about the camera's {axis}" for axis in ("x axis", "y axis", "line of sight")),
-    *(f"moving along the camera's {axis}" for axis in ("x axis", "y axis", "line of sight")),
-)
 
 
 @dataclass(frozen=True)
@@ -254,14 +251,9 @@ def _weakest(pictures: Pictures, world: World, fitted: tuple[int, ...]) -> tuple
     """The smallest singular value, px per mrad or mm (``Diagnosis``), and its direction in words."""
     columns = pictures.free((Group("zeros", fitted),) if fitted else ())
     J = np.concatenate([pictures.view(world, i)[1][:, columns] for i in range(pictures.views)])
-    rows = len(J) / 2
     # zeros follow as far as their prior lets them: one of a camera's own turns may be all one with a joint's
     prior = np.diag([0.0] * 12 + [pictures.problem.sigma_px / ZERO_SIGMA_RAD] * len(fitted))
-    J = 1e-3 * np.concatenate([J, prior])
-    camera, others = J[:, :6], J[:, 6:]
-    camera = camera - others @ np.linalg.lstsq(others, camera, rcond=None)[0]
-    _, values, directions = np.linalg.svd(camera / np.sqrt(rows), full_matrices=False)
-    return float(values[-1]), _DIRECTIONS[int(np.argmax(np.abs(directions[-1])))]
+    return least_told(J.T @ J + prior**2, len(J) // 2)
 
 
 def _gap_mm(reach: Reach, camera: Pinhole, believed: World, true: World) -> float:

@@ -24,6 +24,7 @@ from calib.diagnosis import Diagnosis
 from calib.explore import exploring_poses, rough_guess
 from calib.file import load_calibration, load_camera, save_calibration
 from calib.kinematics import GripperKinematics
+from calib.observability import views_tell
 from calib.poses import choose_poses
 from calib.routine import MIN_GOOD_VIEWS, Observation, observations_of, observe, solve, take_reference
 from drivers.arm.servo_arm import open_arm
@@ -262,10 +263,22 @@ def _by_hand(
             while len(views.taken) < args.views and keys.key(_TICK_S) not in ("q", "Q", CLOSED):
                 found = views.look()
                 if isinstance(found, Observation):
-                    console.print(f"view {len(views.taken)} of {args.views}: {len(found.detection.ids)} corners\a")
+                    told = _told(views.taken, fk, board, camera, args.mount)
+                    corners = len(found.detection.ids)
+                    console.print(f"view {len(views.taken)} of {args.views}: {corners} corners{told}\a")
                 else:
                     status.update(found)
         return views.taken
+
+
+def _told(seen: list[Observation], fk: GripperKinematics, board: Board, camera: Camera, mount: str) -> str:
+    """What the views so far tell the least, once there are enough to say."""
+    given = ([one.joints_rad for one in seen], [one.detection for one in seen], fk, board, camera.intrinsics, mount)
+    try:
+        value, weakest = views_tell(*given, *rough_guess(*given))
+    except UserError:  # too few, or turned too little
+        return ""
+    return f"; least told is {weakest}: {value:.3f} px a mrad or mm (smallest singular value)"
 
 
 # What came of it

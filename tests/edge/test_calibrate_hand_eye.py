@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -209,7 +210,10 @@ def test_by_hand(bench, tmp_path, monkeypatch, capsys):
     out = tmp_path / "c.yaml"
     assert command("opencv:0", "--out", str(out), "--by-hand", "--views", "8") == 0
     assert distance_mm(load_calibration(out).T_base_camera(), T_BASE_CAMERA) < 2.5
-    assert len(load_calibration(out).views) == 8 and "view 8 of 8" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert len(load_calibration(out).views) == 8 and "view 8 of 8" in printed
+    told = [float(v) for v in re.findall(r"least told is .*: (0\.\d+) px a mrad or mm", printed)]
+    assert len(told) >= 2 and told[-1] > 0.005
     arm.torque_on = True
     with pytest.raises(UserError, match="torque is on, it cannot be moved by hand"):
         command("opencv:0", "--out", str(out), "--by-hand")
