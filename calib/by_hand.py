@@ -27,12 +27,22 @@ STILL_LOOKS = 3
 class ByHand:
     """The views taken so far, and when to take the next.
 
+    Attributes:
+        taken: the views; the list that was given, if one was.
+
     Args:
         fk: measured joints (n,) -> T_base_gripper (4, 4).
     """
 
-    def __init__(self, arm: Arm, camera: Camera, board: Board, fk: Callable[[Array], Array]) -> None:
-        self.taken: list[Observation] = []
+    def __init__(
+        self,
+        arm: Arm,
+        camera: Camera,
+        board: Board,
+        fk: Callable[[Array], Array],
+        taken: list[Observation] | None = None,
+    ) -> None:
+        self.taken: list[Observation] = [] if taken is None else taken
         self._arm, self._camera, self._board, self._fk = arm, camera, board, fk
         self._last: tuple[Array, Detection] | None = None
         self._still = 0

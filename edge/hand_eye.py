@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack, closing
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,12 +31,13 @@ from calib.poses import choose_poses
 from calib.routine import MIN_GOOD_VIEWS, Observation, observations_of, observe, solve, take_reference
 from drivers.arm.servo_arm import open_arm
 from drivers.camera.source import open_camera
-from drivers.errors import UserError
+from drivers.errors import DeviceError, UserError
 from drivers.protocols import Camera
 from drivers.robot import Robot, load_robot
 from edge.arm_keys import CLOSED, Keys
 from edge.hand_eye_picture import draw_hand_eye
 from edge.picture_file import write_picture
+from edge.stop_input import open_stop_inputs
 
 if TYPE_CHECKING:
     from edge.control import Controller
@@ -69,14 +72,29 @@ def run(args: argparse.Namespace) -> int:
     if args.camera_at and args.mount == "gripper":
         raise UserError("--camera-at: is for a camera that stands still; one in the gripper finds the board itself")
     board = printed_board("hand-eye", args.square_mm)
-    with closing(open_camera(args.source)) as opened:
-        camera, known = _calibrated(opened, args.out)
-        if args.by_hand:
-            seen, reference = _by_hand(args, robot, camera, board, fk, console), None
-        else:
-            seen, reference = _driven(args, robot, camera, board, fk, console)
+    seen: list[Observation] = []
+    known: CameraCalibration | None = None
+    try:
+        with closing(open_camera(args.source)) as opened:
+            camera, known = _calibrated(opened, args.out)
+            take = _by_hand if args.by_hand else _driven
+            reference = take(args, robot, camera, board, fk, console, seen)
+    except (DeviceError, KeyboardInterrupt):
+        if known is not None and seen:
+            beside = _beside(args.out)
+            kept, _ = solve(seen, fk, board, known, robot.name, mount=args.mount, joint_names=robot.joint_names)
+            save_calibration(kept, beside)
+            console.print(f"{len(seen)} views were taken; they are in {beside}", markup=False)
+        raise
     solved = solve(seen, fk, board, known, robot.name, mount=args.mount, joint_names=robot.joint_names)
     return _finish(*solved, reference, args, fk, console)
+
+
+def _beside(out: Path) -> Path:
+    """Where a result goes that is not fit for ``out``; what was there of before is gone."""
+    path = out.with_suffix(".rejected.yaml")
+    path.unlink(missing_ok=True)
+    return path
 
 
 def _calibrated(camera: Camera, out: Path) -> tuple[Camera, CameraCalibration]:
@@ -106,8 +124,9 @@ def _driven(
     board: Board,
     fk: GripperKinematics,
     console: Console,
-) -> tuple[list[Observation], Reference]:
-    """Views from poses that are chosen, then the picture that later ones are compared with."""
+    seen: list[Observation],
+) -> Reference:
+    """Views from poses that are chosen, into ``seen``; then the picture that later ones are compared with."""
     from edge.control import Controller
 
     console.print(
@@ -118,10 +137,13 @@ def _driven(
         keys = None if args.yes else held.enter_context(Keys("calibrate hand-eye"))
         if keys and not _agreed(keys, console, "go"):
             raise UserError("calibrate hand-eye: stopped; nothing moved")
-        controller = held.enter_context(Controller(robot, args.port, stop_inputs=() if keys else None))
+        # The keyboard is ours: its space bar stops, as everywhere.
+        names = [name for name in robot.safety.stop_inputs if name != "keyboard" or not keys]
+        controller = held.enter_context(Controller(robot, args.port, stop_inputs=open_stop_inputs(names)))
         for message in controller.messages:
             console.print(message, style="dim", markup=False)
-        controller.move_to(robot.ready_rad)
+        with _space_stops(keys, controller):
+            controller.move_to(robot.ready_rad)
         if args.mount == "base":
             _hold_board(robot, controller, keys, console)
         start_rad = controller.setpoint_rad
@@ -138,13 +160,36 @@ def _driven(
             count=args.views,
             gripper_rad=float(start_rad[-1]),
         )
-        seen = _visit(poses, controller, camera, board, console, "calibrating")
-        controller.move_to(start_rad)
+        with _space_stops(keys, controller):
+            _visit(poses, controller, camera, board, console, "calibrating", seen)
+            controller.move_to(start_rad)
         if args.mount == "base" and keys:
             _opened(robot, controller, start_rad)
             _agreed(keys, console, "the board is out of the jaws")
             controller.move_to(start_rad)
-        return seen, take_reference(controller.arm, camera)
+        return take_reference(controller.arm, camera)
+
+
+@contextmanager
+def _space_stops(keys: Keys | None, controller: Controller) -> Iterator[None]:
+    """The space bar stops the arm while the body moves it; other keys do nothing."""
+    if keys is None:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            if keys.key(_TICK_S) == "space":
+                controller.stop("the space bar was pressed")
+
+    watcher = threading.Thread(target=watch, name="space bar", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _agreed(keys: Keys, console: Console, what: str) -> bool:
@@ -197,8 +242,11 @@ def _guess(
         )
     start_rad = controller.setpoint_rad
     limits_rad = np.stack([robot.lower_rad, robot.upper_rad], axis=1)
-    views = _visit(exploring_poses(start_rad, limits_rad), controller, camera, board, console, "looking round")
-    controller.move_to(start_rad)
+    views: list[Observation] = []
+    with _space_stops(keys, controller):
+        poses = exploring_poses(start_rad, limits_rad)
+        _visit(poses, controller, camera, board, console, "looking round", views)
+        controller.move_to(start_rad)
     joints, detections = [one.joints_rad for one in views], [one.detection for one in views]
     return rough_guess(joints, detections, fk, board, camera.intrinsics, args.mount)
 
@@ -216,10 +264,15 @@ def _looking(eye_m: Array, target_m: Array) -> Array:
 
 
 def _visit(
-    poses_rad: Array, controller: Controller, camera: Camera, board: Board, console: Console, title: str
-) -> list[Observation]:
-    """Go to each pose and look; the poses that showed nothing are said and skipped."""
-    seen = []
+    poses_rad: Array,
+    controller: Controller,
+    camera: Camera,
+    board: Board,
+    console: Console,
+    title: str,
+    seen: list[Observation],
+) -> None:
+    """Go to each pose and look, into ``seen``; the poses that showed nothing are said and skipped."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         line = progress.add_task(title, total=len(poses_rad))
@@ -232,7 +285,6 @@ def _visit(
             progress.update(line, advance=1, description=f"{title}: view {i + 1} of {len(poses_rad)}, {said}")
             if isinstance(one, str):
                 progress.console.print(f"view {i + 1} of {len(poses_rad)}: {one}, skipped", style="yellow")
-    return seen
 
 
 # A person moves the arm
@@ -245,30 +297,30 @@ def _by_hand(
     board: Board,
     fk: GripperKinematics,
     console: Console,
-) -> list[Observation]:
-    """Views until there are enough, or q."""
+    seen: list[Observation],
+) -> None:
+    """Views until there are enough, or q, into ``seen``."""
     with closing(open_arm(robot, args.port)) as arm, Keys("calibrate hand-eye --by-hand") as keys:
         if arm.torque_on:
             raise UserError(
                 f"arm {robot.name}: torque is on, it cannot be moved by hand; `vlar1 arm park` first, then "
                 "take hold of it"
             )
-        views = ByHand(arm, camera, board, fk)
+        views = ByHand(arm, camera, board, fk, seen)
         what = "the board, fixed to the gripper," if args.mount == "base" else "the camera"
         console.print(
             f"Move {what} from view to view: other distances, other places in the image, tilted every way by 20 to 40 "
             "degrees. Each is taken when all is still. q: enough."
         )
         with console.status("looking") as status:
-            while len(views.taken) < args.views and keys.key(_TICK_S) not in ("q", "Q", CLOSED):
+            while len(seen) < args.views and keys.key(_TICK_S) not in ("q", "Q", CLOSED):
                 found = views.look()
                 if isinstance(found, Observation):
-                    told = _told(views.taken, fk, board, camera, args.mount)
+                    told = _told(seen, fk, board, camera, args.mount)
                     corners = len(found.detection.ids)
-                    console.print(f"view {len(views.taken)} of {args.views}: {corners} corners{told}\a")
+                    console.print(f"view {len(seen)} of {args.views}: {corners} corners{told}\a")
                 else:
                     status.update(found)
-        return views.taken
 
 
 def _told(seen: list[Observation], fk: GripperKinematics, board: Board, camera: Camera, mount: str) -> str:
@@ -298,8 +350,7 @@ def _finish(
     out: Path = args.out
     refused = diagnosis.bad and not args.force
     if refused:
-        out = out.with_suffix(".rejected.yaml")
-        out.unlink(missing_ok=True)
+        out = _beside(out)
     save_calibration(calibration, out)
     picture = out.with_suffix(".png")
     write_picture(picture, draw_hand_eye(calibration, fk))

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import re
 import sys
+import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -26,6 +28,7 @@ from drivers.robot import load_robot
 from edge import hand_eye
 from edge.arm_keys import CLOSED
 from edge.calibrate_hand_eye import register
+from edge.control import MotionError
 
 AT = ["--camera-at", "0.52,0,0.42", "0.21,0,0.02"]
 NO_ZEROS = np.zeros(6)
@@ -66,7 +69,7 @@ class Driven:
 
 
 class Answers:
-    """A keyboard."""
+    """A keyboard at which questions are answered, and nothing else is typed."""
 
     def __init__(self, *keys):
         self.keys = list(keys)
@@ -81,7 +84,10 @@ class Answers:
         return None
 
     def key(self, timeout_s):
-        return self.keys.pop(0) if self.keys else ""
+        if timeout_s > 100:
+            return self.keys.pop(0)
+        time.sleep(timeout_s)
+        return ""
 
 
 @pytest.fixture
@@ -172,6 +178,37 @@ def test_the_jaws_open_for_the_board_and_close_on_it(bench, tmp_path, monkeypatc
     ready, opened, closed, *rest = controller.gripper_rad
     assert opened > ready > closed and set(rest[:8]) == {closed}
     assert opened in rest[8:]  # the board is taken out before the reference is
+
+
+def test_the_space_bar_stops_the_arm_on_its_way(bench, tmp_path, monkeypatch):
+    rig, _, controller = bench()
+    pressed = threading.Event()
+    stopped = []
+
+    class Pressing(Answers):
+        def key(self, timeout_s):
+            if timeout_s < 100 and rig.moves > 11 and not pressed.is_set():
+                pressed.set()
+                return "space"
+            return super().key(timeout_s)
+
+    move_to = controller.move_to
+
+    def until_stopped(q_rad):
+        if rig.moves > 11:
+            assert pressed.wait(10.0)
+            while not stopped:
+                time.sleep(0.01)
+            raise MotionError("arm: stopped")
+        move_to(q_rad)
+
+    controller.stop, controller.move_to = stopped.append, until_stopped
+    monkeypatch.setattr(hand_eye, "Keys", Pressing("y", "y", "y"))
+    with pytest.raises(MotionError, match="stopped"):
+        command("opencv:0", "--out", str(tmp_path / "c.yaml"), "--views", "12", *AT)
+    assert stopped == ["the space bar was pressed"] and not (tmp_path / "c.yaml").exists()
+    kept = load_calibration(tmp_path / "c.rejected.yaml")  # what was seen until then is not lost
+    assert len(kept.views) == 9
 
 
 def test_a_board_that_is_not_seen_from_where_the_arm_stands(bench, tmp_path):
