@@ -24,11 +24,12 @@ from rich.table import Table
 from benchmarks.machine import console, exit_code, machine
 from drivers.errors import UserError
 from edge import contract
-from edge.ask import SHIPPED_BUNDLE, read_image
+from edge.ask import read_image
 from edge.decode import decide
 from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
 from edge.preprocess import preprocess
+from edge.shipped import SHIPPED_BUNDLE
 from edge.trace import Tracer
 
 INSTRUCTION = "pick up the red cube"

@@ -57,7 +57,6 @@ from drivers.sim.render import camera_pose
 from drivers.sim.scene import Scene
 from drivers.sim.slide import clear_slide
 from edge import demo
-from edge.ask import SHIPPED_BUNDLE
 from edge.contract import Task as Question
 from edge.control import Controller, MotionError
 from edge.decode import Decision, compile_grammars
@@ -66,6 +65,7 @@ from edge.engine.onnx import OnnxEngine
 from edge.geometry import Grasp
 from edge.loop import Order, Runtime
 from edge.motion import JointTrajectory
+from edge.shipped import SHIPPED_BUNDLE
 from edge.trace import Tracer
 
 EPISODES, QUICK_EPISODES = 15, 6

@@ -35,11 +35,11 @@ from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
 from edge.engine.protocol import Engine
 from edge.overlay import draw_decision
+from edge.shipped import SHIPPED_BUNDLE
 from edge.trace import Tracer
 
 _WHY = {"tokens": "it had used its tokens", "deadline": "the deadline was near"}
 
-SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "tabletop"
 
 
 def register(subparsers: Any) -> None:

@@ -19,6 +19,7 @@ OUR_PACKAGES = ("edge", "drivers", "calib", "export", "training")
 DESCRIPTIONS = {
     "demo": "pick and place in simulation, through the real path, with a report",
     "ask": "one decision on one image file",
+    "doctor": "what this machine has and lacks for each feature, and what to type",
     "replay": "show a recorded run, or decide on its frames again",
     "camera": "list the cameras, look through one, record one",
     "arm": "find, set up, calibrate, watch, park and move an arm",

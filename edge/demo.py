@@ -32,7 +32,6 @@ from drivers.sim.process import SimulatedTable
 from drivers.sim.render import look_at
 from drivers.sim.scene import Look, Scene, Task, draw_look, draw_scene, draw_task
 from drivers.sim.server import HeldBoard, State
-from edge.ask import SHIPPED_BUNDLE
 from edge.control import Controller
 from edge.decode import compile_grammars
 from edge.engine.bundle import load_bundle
@@ -49,6 +48,7 @@ from edge.report import (
     told,
     write_report,
 )
+from edge.shipped import SHIPPED_BUNDLE
 from edge.trace import Tracer, latency_table
 
 CALIBRATION_VIEWS = 12

@@ -17,7 +17,6 @@ from drivers.camera.replay import ReplayCamera
 from drivers.errors import DeviceError, UserError
 from drivers.recording import DROPPED, Message, Recording
 from drivers.recording_messages import DECISION, EVENT, JOINTS, SETPOINT
-from edge.ask import SHIPPED_BUNDLE
 from edge.contract import OUTPUT_OPEN, TASKS
 from edge.decode import compile_grammars, decide
 from edge.engine.bundle import load_bundle
@@ -27,6 +26,7 @@ from edge.joint_plot import Series, plot_joints
 from edge.picture_file import write_picture
 from edge.recorded import hurried
 from edge.replay_film import clock, write_film
+from edge.shipped import SHIPPED_BUNDLE
 
 DIFFERENT = 1  # exit code: a decision made again came out otherwise
 

@@ -20,7 +20,6 @@ from drivers.sim.render import CAMERA, camera_pose, render, scaled
 from drivers.sim.scene import Item, Scene, draw_look
 from drivers.sim.world import build_model, set_arm
 from edge import cli
-from edge.ask import SHIPPED_BUNDLE
 from edge.contract import Affordance, Answer, Task, Trajectory, format_answer, parse_answer, parse_output
 from edge.decode import Decision, decide
 from edge.engine.bundle import load_bundle
@@ -29,6 +28,7 @@ from edge.film import FPS
 from edge.joint_plot import plot_joints
 from edge.recorded import decision_record
 from edge.replay_film import Shown, clock
+from edge.shipped import SHIPPED_BUNDLE
 
 INSTRUCTION = "put the red cube in the blue bowl"
 ASKED: tuple[Task, ...] = ("affordance", "trajectory")
