@@ -27,7 +27,8 @@ install: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not alone" -n 2 --dist loadfile
 
 $(BIN)/python:
 	@echo "making $(VENV) with $$($(PYTHON) --version)"

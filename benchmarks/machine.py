@@ -1,42 +1,16 @@
-"""Which machine a figure was measured on, and how fast its memory was at that moment."""
+"""How a benchmark speaks and ends, and which machine its figures are of."""
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import cv2
-import numpy as np
 from rich.console import Console
 
 from drivers.errors import UserError
+from edge.this_machine import machine
 
-_READ_BYTES = 1_200_000_000  # many times any cache
-_PASSES = 5
-
-
-def machine() -> dict[str, object]:
-    """CPU, cores, system, load and versions, for the figures' file."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__}
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "load_1min": os.getloadavg()[0],
-        **versions,
-    }
+__all__ = ["console", "exit_code", "machine"]
 
 
 def console() -> Console:
@@ -56,22 +30,3 @@ def exit_code(main: Callable[[], int | None]) -> int:
             raise
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-
-
-def read_bandwidth(threads: int) -> float:
-    """Bytes a second at which `threads` threads read memory now: the best of a few passes over 1.2 GB.
-
-    Every thread takes the largest value of its own stretch, one vector comparison a load and nothing written, so it
-    waits for memory alone. What a decoding step can reach at best: its weights are read once, in order. Other
-    processes' traffic counts against it, as it does for a decoding step.
-    """
-    values = np.zeros(_READ_BYTES // 4, np.int32)
-    values[::1024] = 1  # every page is written, or all of them would be one page of zeros
-    stretches = np.array_split(values, threads)
-    best_s = float("inf")
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(_PASSES):
-            start_s = time.perf_counter()
-            list(pool.map(np.max, stretches))
-            best_s = min(best_s, time.perf_counter() - start_s)
-    return values.nbytes / best_s

@@ -27,8 +27,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import console, exit_code, machine, read_bandwidth
+from benchmarks.machine import console, exit_code, machine
 from drivers.errors import UserError
+from edge.memory_speed import read_bandwidth
 
 ROOT = Path(__file__).resolve().parent.parent
 SAME_LEVEL = 0.12  # bandwidths this close to the usual one are one level

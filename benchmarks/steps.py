@@ -28,11 +28,13 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import console, exit_code, machine, read_bandwidth
+from benchmarks.machine import console, exit_code, machine
 from drivers.errors import UserError
 from edge.engine import sessions
 from edge.engine.bundle import Bundle, load_bundle
 from edge.engine.onnx import OnnxEngine
+from edge.memory_speed import read_bandwidth
+from edge.profile.floor import step_bytes
 
 K, N, BLOCK = 2048, 11008, 128
 PRODUCT_ROWS = (1, 2, 8, 16, 470)
@@ -101,13 +103,6 @@ def product_figures(threads: int, runs: int) -> list[dict[str, object]]:
         calls = {name: partial(product.run, None, feed) for name, product in made.items()}
         figures.append({"rows": n, "ms": medians_ms(calls, runs if n < 100 else max(3, runs // 5))})
     return figures
-
-
-def step_bytes(bundle: Bundle) -> int:
-    """What a step reads of a bundle: the language model's and the head's weights, once."""
-    names = [f"{name}{end}" for name in ("language.onnx", "head.onnx") for end in ("", ".data")]
-    names += ["language.data", "head.data"]
-    return sum(path.stat().st_size for path in (bundle.path / name for name in names) if path.is_file())
 
 
 def passes(engine: OnnxEngine) -> dict[str, Callable[[], object]]:

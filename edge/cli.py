@@ -20,6 +20,8 @@ DESCRIPTIONS = {
     "demo": "pick and place in simulation, through the real path, with a report",
     "ask": "one decision on one image file",
     "doctor": "what this machine has and lacks for each feature, and what to type",
+    "profile": "where a bundle's decisions spend their time, and how far from the floor that is",
+    "serve": "answer over HTTP, as the released VLA-R1 server and OpenAI's API do",
     "replay": "show a recorded run, or decide on its frames again",
     "camera": "list the cameras, look through one, record one",
     "arm": "find, set up, calibrate, watch, park and move an arm",

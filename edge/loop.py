@@ -130,6 +130,7 @@ class Runtime:
             with Follower(self.camera) if self._track else nullcontext() as follower:
                 with self.tracer.stage("capture"):
                     frame = follower.newest() if follower else self.camera.read()
+                self._aged(frame)
                 if self._recorder is not None:
                     self._recorder.frame(frame)
                 began = time.monotonic()
@@ -221,6 +222,7 @@ class Runtime:
             plan = self._plan(frame, box, path)
             with self.tracer.stage("capture"):
                 newest = self.camera.read()
+            self._aged(newest)
             check_fresh(frame, newest, box, self._freshness)
             return plan
         with self.tracer.stage("track"):
@@ -237,7 +239,15 @@ class Runtime:
 
     def _carried(self, follower: Follower) -> Carried:
         with self.tracer.stage("capture"):
-            return follower.carried()
+            now = follower.carried()
+        self._aged(now.frame)
+        return now
+
+    def _aged(self, frame: Frame) -> None:
+        """How old the frame is as work on it begins, to the tracer."""
+        height_px, width_px = frame.rgb.shape[:2]
+        size = {"width_px": width_px, "height_px": height_px, "bytes": frame.rgb.nbytes}
+        self.tracer.record("frame age", frame.t_s, time.monotonic(), "camera", **size)
 
     def _plan(self, frame: Frame, box: Affordance, path: Trajectory | None) -> _Plan:
         T = self.calibration.T_base_camera(self.kinematics.fk(self.controller.read().position_rad, "gripper"))

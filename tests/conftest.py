@@ -18,6 +18,23 @@ _SPECIAL = (
 )
 
 
+ALONE = (
+    "drivers/",
+    "test_benchmarks.py",
+    *(f"edge/test_{name}" for name in ("arm_", "ask", "calibrate_check", "camera_command", "cli", "controller")),
+    *(f"edge/test_{name}" for name in ("demo", "follower", "loop", "native", "replay", "serve", "stop_input")),
+    *(f"training/test_{name}" for name in ("cot_resume", "scenes")),
+)
+"""Files with servo loops, devices, signals or servers in real time: they have the machine to themselves."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(ALONE):
+            item.add_marker("alone")
+
+
 def pytest_configure() -> None:
     """A shell starts background jobs with SIGINT ignored, and whatever these start inherits that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

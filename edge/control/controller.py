@@ -67,7 +67,8 @@ class Controller:
         robot: its rest pose is folded and supported, torque may go off there; its ready pose is clear of the table, and
             parking from far away goes there first.
         port: instead of the robot file's.
-        tracer: gets one ``actuate`` duration for each cycle of a motion: from its begin to the servos' last answer.
+        tracer: gets a stage ``actuate`` for each cycle of a motion: from its begin to the servos' last answer; and a
+            span ``bus`` for each request to single servos.
         stop_inputs: whatever else may stop the arm, closed with it; those of the robot file if left out.
         recorder: gets setpoints, joint states and events; not closed.
         rate_hz: of setpoints.
@@ -154,7 +155,7 @@ class Controller:
             ServoLoop(self.robot, self._port, rate_hz=self._rate_hz, realtime=self._realtime)
         )
         self.messages = self._loop.messages
-        self._arm = LoopArm(self._loop)
+        self._arm = LoopArm(self._loop, lambda: self.tracer)
         self._first_reading()
         if self._stop_inputs is None:
             self._stop_inputs = open_stop_inputs(self.robot.safety.stop_inputs)
@@ -454,8 +455,11 @@ class Controller:
     def _drain(self) -> None:
         """What the loop did since the last call, to the tracer and the recorder."""
         self._seen_cycle, cycles = self.loop.cycles(self._seen_cycle)
-        for busy_s in cycles.busy_s[cycles.state == State.MOVING]:
-            self.tracer.add("actuate", float(busy_s))
+        moving = cycles.state == State.MOVING
+        for t_s, busy_s, written in zip(
+            *(a[moving].tolist() for a in (cycles.t_s, cycles.busy_s, cycles.written)), strict=True
+        ):
+            self.tracer.add("actuate", busy_s, t_s, "servo loop", setpoints=int(written))
         if self.recorder is not None:
             for i in range(0, len(cycles.t_s), _RECORD_EVERY):
                 t_s = float(cycles.t_s[i])

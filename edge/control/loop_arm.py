@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from drivers.arm import packets
 from drivers.arm.servo_arm import TABLES, ServoArm
@@ -11,16 +11,20 @@ from drivers.arm.tables import Register
 from drivers.errors import DeviceError
 from drivers.protocols import JointState
 from edge.control.servo_loop import ServoLoop
+from edge.trace import OFF, Tracer
 
 _ATTEMPTS = 10  # each waits no longer than the loop can spare in one cycle
 _READ_TIMEOUT_S = 0.2
 
 
 class LoopBus:
-    """`drivers.arm.bus.Bus` through a running `ServoLoop`: one register at a time, asked again when nothing comes."""
+    """`drivers.arm.bus.Bus` through a running `ServoLoop`: one register at a time, asked again when nothing comes.
 
-    def __init__(self, loop: ServoLoop) -> None:
-        self._loop = loop
+    Each request is a span ``bus``: how many servos were asked, how many answered, the bytes of data both ways.
+    """
+
+    def __init__(self, loop: ServoLoop, tracer: Callable[[], Tracer]) -> None:
+        self._loop, self._tracer = loop, tracer
 
     @property
     def port(self) -> str:
@@ -51,7 +55,7 @@ class LoopBus:
         return {id: self._decoded(answer, register) for id, answer in answers.items()}
 
     def sync_write(self, values: Mapping[int, int], register: Register) -> None:
-        self._loop.transact(
+        self._transact(
             "sync_write", tuple(values), register, [packets.encode(register, value) for value in values.values()]
         )
 
@@ -66,8 +70,17 @@ class LoopBus:
             missing = [id for id in ids if id not in answers]
             if not missing:
                 break
-            answers |= self._loop.transact(operation, missing, register, data)
+            answers |= self._transact(operation, missing, register, data)
         return {id: answers[id] for id in ids if id in answers}
+
+    def _transact(
+        self, operation: str, ids: Sequence[int], register: Register | None, data: Sequence[bytes]
+    ) -> dict[int, tuple[int, bytes]]:
+        with self._tracer().span("bus", servos=len(ids)) as span:
+            answers = self._loop.transact(operation, ids, register, data)
+            n_bytes = sum(map(len, data)) + sum(len(answer) for _, answer in answers.values())
+            span.set(answers=len(answers), bytes=n_bytes)
+            return answers
 
     def _require(self, answers: Mapping[int, tuple[int, bytes]], id: int) -> tuple[int, bytes]:
         if id not in answers:
@@ -84,9 +97,9 @@ class LoopBus:
 class LoopArm(ServoArm):
     """The arm of a running `ServoLoop`. Positions come from the loop's own readings."""
 
-    def __init__(self, loop: ServoLoop) -> None:
+    def __init__(self, loop: ServoLoop, tracer: Callable[[], Tracer] = lambda: OFF) -> None:
         self._loop = loop
-        super().__init__(LoopBus(loop), loop.robot, TABLES[loop.robot.arm.type])
+        super().__init__(LoopBus(loop, tracer), loop.robot, TABLES[loop.robot.arm.type])
 
     def read(self) -> JointState:
         """Measured positions, read after the call. Raises DeviceError naming the joints that are not heard."""

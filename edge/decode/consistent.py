@@ -16,7 +16,7 @@ from edge.decode.decision import MAX_THINK_TOKENS, MAX_TOKENS, Decision, ask
 from edge.decode.events import Event
 from edge.decode.sampling import Sampling
 from edge.engine.protocol import Engine
-from edge.trace import Tracer
+from edge.trace import OFF, Tracer
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,21 @@ def decide_consistent(
     """
     if draws < 1:
         raise UserError(f"draws: is {draws}; expected 1 or more")
-    asked = ask(engine, rgb, task, instruction, max_think_tokens, max_tokens, deadline_s, tracer or Tracer(), clock)
-    began_s = clock()
-    done = [asked.answer(draft, None, on_event)]
-    longest_s = clock() - began_s
-    sampling = sampling or Sampling()
-    for i in range(draws - 1):
+    tracer = tracer or OFF
+    with tracer.span("decision") as span:
+        asked = ask(engine, rgb, task, instruction, max_think_tokens, max_tokens, deadline_s, tracer, clock)
         began_s = clock()
-        if asked.ends_s is not None and began_s + longest_s > asked.ends_s:
-            break
-        drawn = asked.answer(done[-1].tokens, replace(sampling, seed=sampling.seed + i), None)
-        longest_s = max(longest_s, clock() - began_s)
-        if "deadline" not in (drawn.thinking_cut, drawn.points_cut):
-            done.append(drawn)
+        done = [asked.answer(draft, None, on_event)]
+        longest_s = clock() - began_s
+        sampling = sampling or Sampling()
+        for i in range(draws - 1):
+            began_s = clock()
+            if asked.ends_s is not None and began_s + longest_s > asked.ends_s:
+                break
+            drawn = asked.answer(done[-1].tokens, replace(sampling, seed=sampling.seed + i), None)
+            longest_s = max(longest_s, clock() - began_s)
+            if "deadline" not in (drawn.thinking_cut, drawn.points_cut):
+                done.append(drawn)
+        span.set(draws=len(done))
     chosen, spread = medoid([decision.answer.output for decision in done])
     return Consistent(done[chosen], spread, tuple(done))

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
 #include <thread>
 
 namespace vlar1 {
@@ -134,8 +135,12 @@ int ServoLoop::run() {
   due_ns_ = now_ns();
   shared_->started = 1;
   std::vector<std::thread> others;
-  if (config_.cpu < 0)
-    for (int i = 1; i < kThreads; ++i) others.emplace_back([this] { take_turns(); });
+  try {
+    if (config_.cpu < 0)
+      for (int i = 1; i < kThreads; ++i) others.emplace_back([this] { take_turns(); });
+  } catch (const std::system_error&) {
+    // Locked memory may hold no further stack. Fewer threads take the turns, then.
+  }
   take_turns();
   for (std::thread& other : others) other.join();
   return 0;

@@ -98,6 +98,21 @@ def test_spans_nest_by_thread_and_keep_their_attributes() -> None:
     assert list(tracer.summary()) == ["decode"]  # the others are around and within
 
 
+def test_what_was_timed_by_hand_lies_within_the_span_that_runs() -> None:
+    tracer = Tracer()
+    with tracer.stage("decode") as decode:
+        began_ns = time.monotonic_ns()
+        decode.within("pass", began_ns, began_ns + 1000, tokens=5)
+        decode.set(passes=1)
+    one, whole = tracer.spans()
+    assert (one.name, one.parent, one.track, one.elsewhere) == ("pass", whole.number, whole.track, False)
+    assert (one.began_ns, one.ended_ns, one.attributes) == (began_ns, began_ns + 1000, {"tokens": 5})
+    assert list(tracer.summary()) == ["decode"]
+    with OFF.stage("decode") as decode:
+        decode.within("pass", 0, 1)
+    assert OFF.written == 0
+
+
 def test_after_a_body_that_raises_the_next_span_is_not_inside_it() -> None:
     tracer = Tracer()
     with pytest.raises(ZeroDivisionError), tracer.span("decision"), tracer.stage("decode"):
