@@ -93,7 +93,21 @@ def load_calibration(path: str | Path) -> Calibration:
 
 def load_camera(path: str | Path) -> CameraCalibration:
     """The intrinsics, from a file with or without a hand-eye part. Raises UserError as `load_calibration`."""
-    return _read(Path(path))[0]
+    return load_file(path)[0]
+
+
+def load_file(path: str | Path) -> tuple[CameraCalibration, Calibration | None]:
+    """Both parts, the second None where there is none yet. Raises UserError as `load_calibration`."""
+    return _read(Path(path))
+
+
+def rejected_path(out: Path) -> Path:
+    """Where a result goes that is not fit for ``out``: beside it, under a name that is free."""
+    k, path = 1, out.with_suffix(".rejected.yaml")
+    while path.exists():
+        k += 1
+        path = out.with_suffix(f".rejected-{k}.yaml")
+    return path
 
 
 def _read(path: Path) -> tuple[CameraCalibration, Calibration | None]:

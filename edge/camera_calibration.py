@@ -17,7 +17,7 @@ from rich.table import Table
 
 from calib.board import Board, Detection, printed_board
 from calib.calibration import BoardView, Calibration, CameraCalibration
-from calib.file import load_calibration, load_camera, save_calibration
+from calib.file import load_calibration, load_camera, rejected_path, save_calibration
 from calib.guidance import Coverage, Stillness, spread
 from calib.intrinsics import MIN_VIEWS, FactoryCheck, Solution, check_intrinsics, poor, solve_intrinsics
 from calib.kinematics import GripperKinematics
@@ -67,8 +67,7 @@ def run(args: argparse.Namespace) -> int:
     said = _check if args.check else _solve
     calibration, problem = said(detections, board, camera, out, console)
     if problem and not args.force:
-        rejected = out.with_suffix(".rejected.yaml")
-        rejected.unlink(missing_ok=True)
+        rejected = rejected_path(out)
         save_calibration(calibration, rejected)
         raise UserError(
             f"camera calibration: {problem}. Not saved as {out}; all that was seen is in {rejected} (--force saves it "

@@ -24,7 +24,7 @@ from calib.calibration import Calibration, CameraCalibration, Reference
 from calib.camera import CalibratedCamera
 from calib.diagnosis import Diagnosis
 from calib.explore import exploring_poses, rough_guess
-from calib.file import load_calibration, load_camera, save_calibration
+from calib.file import load_calibration, load_file, rejected_path, save_calibration
 from calib.kinematics import GripperKinematics
 from calib.observability import views_tell
 from calib.poses import choose_poses
@@ -76,12 +76,12 @@ def run(args: argparse.Namespace) -> int:
     known: CameraCalibration | None = None
     try:
         with closing(open_camera(args.source)) as opened:
-            camera, known = _calibrated(opened, args.out)
+            camera, known = _calibrated(opened, args.out, robot)
             take = _by_hand if args.by_hand else _driven
             reference = take(args, robot, camera, board, fk, console, seen)
     except (DeviceError, KeyboardInterrupt):
         if known is not None and seen:
-            beside = _beside(args.out)
+            beside = rejected_path(args.out)
             kept, _ = solve(seen, fk, board, known, robot.name, mount=args.mount, joint_names=robot.joint_names)
             save_calibration(kept, beside)
             console.print(f"{len(seen)} views were taken; they are in {beside}", markup=False)
@@ -90,20 +90,15 @@ def run(args: argparse.Namespace) -> int:
     return _finish(*solved, reference, args, fk, console)
 
 
-def _beside(out: Path) -> Path:
-    """Where a result goes that is not fit for ``out``; what was there of before is gone."""
-    path = out.with_suffix(".rejected.yaml")
-    path.unlink(missing_ok=True)
-    return path
-
-
-def _calibrated(camera: Camera, out: Path) -> tuple[Camera, CameraCalibration]:
+def _calibrated(camera: Camera, out: Path, robot: Robot) -> tuple[Camera, CameraCalibration]:
     """The camera with the intrinsics that the file has; where there is no file yet, with its own.
 
-    Raises UserError when there are none that were measured, or the file is of another camera.
+    Raises UserError when there are none that were measured, or the file is of another camera or arm.
     """
     if out.exists():
-        known = load_camera(out)
+        known, before = load_file(out)
+        if before is not None and before.arm_name != robot.name:
+            raise UserError(f"{out}: is of arm '{before.arm_name}', not '{robot.name}'; choose another path")
         return CalibratedCamera(camera, known), known
     if camera.intrinsics.nominal:
         raise UserError(
@@ -350,7 +345,7 @@ def _finish(
     out: Path = args.out
     refused = diagnosis.bad and not args.force
     if refused:
-        out = _beside(out)
+        out = rejected_path(out)
     save_calibration(calibration, out)
     picture = out.with_suffix(".png")
     write_picture(picture, draw_hand_eye(calibration, fk))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from calib.board import Board
 from calib.calibration import BoardView, Calibration, CameraCalibration, Reference, View
-from calib.file import load_calibration, load_camera, save_calibration
+from calib.file import load_calibration, load_camera, rejected_path, save_calibration
 from drivers.errors import UserError
 from drivers.protocols import Intrinsics
 
@@ -181,6 +181,15 @@ def test_intrinsics_make_a_file_that_the_hand_eye_part_joins(tmp_path: Path):
     assert load_calibration(path).arm_name == "so101"
     with pytest.raises(UserError, match="has a hand-eye calibration that these intrinsics would undo"):
         save_calibration(intrinsics(), path)
+
+
+def test_what_was_rejected_before_is_not_overwritten(tmp_path: Path):
+    out = tmp_path / "c.yaml"
+    names = []
+    for _ in range(3):
+        save_calibration(make(), rejected_path(out))
+        names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["c.rejected-2.yaml", "c.rejected-3.yaml", "c.rejected.yaml"]
 
 
 def test_camera_in_the_gripper_is_where_the_gripper_is():

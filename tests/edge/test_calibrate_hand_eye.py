@@ -163,6 +163,17 @@ def test_a_camera_in_the_gripper_that_finds_the_board_by_itself(bench, tmp_path,
     assert distance_mm(found.T_other_board, T_BASE_BOARD) < 3.5
 
 
+def test_a_file_of_another_arm_is_refused_before_anything_moves(bench, tmp_path):
+    rig, _, _ = bench()
+    out = tmp_path / "c.yaml"
+    assert command("opencv:0", "--out", str(out), "--yes", "--views", "8", *AT) == 0
+    save_calibration(dataclasses.replace(load_calibration(out), arm_name="koch"), tmp_path / "koch.yaml")
+    moves = rig.moves
+    with pytest.raises(UserError, match="koch.yaml: is of arm 'koch', not 'so101'"):
+        command("opencv:0", "--out", str(tmp_path / "koch.yaml"), "--yes", *AT)
+    assert rig.moves == moves
+
+
 def test_nothing_moves_before_a_yes(bench, tmp_path, monkeypatch):
     rig, _, controller = bench()
     monkeypatch.setattr(hand_eye, "Keys", Answers("n"))
