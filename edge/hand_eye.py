@@ -293,8 +293,8 @@ def _by_hand(
     fk: GripperKinematics,
     console: Console,
     seen: list[Observation],
-) -> None:
-    """Views until there are enough, or q, into ``seen``."""
+) -> Reference | None:
+    """Views until there are enough, or q, into ``seen``; then the picture that later ones are compared with."""
     with closing(open_arm(robot, args.port)) as arm, Keys("calibrate hand-eye --by-hand") as keys:
         if arm.torque_on:
             raise UserError(
@@ -316,6 +316,10 @@ def _by_hand(
                     console.print(f"view {len(seen)} of {args.views}: {corners} corners{told}\a")
                 else:
                     status.update(found)
+        console.print(
+            "Let the arm lie where it will rest, the board out of it, your hands out of the picture; any key."
+        )
+        return take_reference(arm, camera) if keys.key(float(10**6)) != CLOSED else None
 
 
 def _told(seen: list[Observation], fk: GripperKinematics, board: Board, camera: Camera, mount: str) -> str:

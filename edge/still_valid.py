@@ -84,8 +84,8 @@ def compare(what: Checked, frame: Frame, joints_rad: Array) -> Motion:
     calibration, reference = what.calibration, what.calibration.reference
     if reference is None:
         raise UserError(
-            "calibration: holds no picture of how things were (it was made by hand), so only --live and --touch can "
-            "check it; `vlar1 calibrate hand-eye` with the arm driving itself takes one"
+            "calibration: holds no picture of how things were (none was taken), so only --live and --touch can "
+            "check it; `vlar1 calibrate hand-eye` takes one at its end"
         )
     if len(reference.joints_rad) != len(what.zeros_rad):
         raise UserError("calibration: its reference has not one angle a joint of this arm; calibrate again")
