@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,11 @@ SOURCES = ("board", "factory")
 _INTRINSICS_PX = 1.0  # intrinsics further apart are not the same camera setting
 _DISTORTION = 1e-3
 _ASPECT = 2e-3
+
+
+def now_iso() -> str:
+    """The present as calibrations are dated: ISO 8601, UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calib.adjust import Adjustment, Disagreement, adjust
 from calib.board import Board, Detection
-from calib.calibration import Calibration, CameraCalibration, Reference, View
+from calib.calibration import Calibration, CameraCalibration, Reference, View, now_iso
 from calib.depth import depth_at, depth_scale
 from calib.diagnosis import Diagnosis, diagnose
 from calib.hand_eye import Pinhole, board_pose, first_guess
@@ -80,7 +79,7 @@ def calibrate_hand_eye(
             seen.append(observed)
         said = f"{len(observed.detection.ids)} corners" if isinstance(observed, Observation) else f"skipped: {observed}"
         progress(i + 1, len(poses_rad), said)
-    factory = CameraCalibration(_now(), camera.serial, camera.intrinsics)
+    factory = CameraCalibration(now_iso(), camera.serial, camera.intrinsics)
     if len(seen) < MIN_GOOD_VIEWS:
         raise UserError(
             f"calibration: the board was seen in {len(seen)} of {len(poses_rad)} arm poses, {MIN_GOOD_VIEWS} are "
@@ -155,7 +154,7 @@ def solve(
         camera.intrinsics.require_measured()
     diagnosis = diagnose(*given, result, mount=mount, reach_rad=reach_rad, joint_names=joint_names)
     known = Calibration(
-        date=date or _now(),
+        date=date or now_iso(),
         arm_name=arm_name,
         camera=camera,
         board=board,
@@ -261,10 +260,6 @@ def _depth_scale(observations: Sequence[Observation], result: Adjustment, chain:
             seen_m.append(one.depth_m)
             true_m.append(board.corners_m(one.detection.ids) @ T[2, :3] + T[2, 3])
     return depth_scale(seen_m, true_m)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _wait_until_still(arm: Arm) -> Array | None:

@@ -7,7 +7,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import cv2
@@ -16,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from calib.board import Board, Detection, printed_board
-from calib.calibration import BoardView, Calibration, CameraCalibration
+from calib.calibration import BoardView, Calibration, CameraCalibration, now_iso
 from calib.file import load_calibration, load_camera, rejected_path, save_calibration
 from calib.guidance import Coverage, Stillness, spread
 from calib.intrinsics import MIN_VIEWS, FactoryCheck, Solution, check_intrinsics, poor, solve_intrinsics
@@ -93,7 +92,7 @@ def _solve(
     write_picture(picture, plot_lens(solution.intrinsics, [d.corners_px for d in detections], solution.residuals_px))
     console.print(f"picture of the lens: {picture}", markup=False)
     calibration = CameraCalibration(
-        _now(),
+        now_iso(),
         camera.serial,
         solution.intrinsics,
         "board",
@@ -113,7 +112,7 @@ def _check(
     check = check_intrinsics(detections, board, camera.intrinsics)
     _show_check(check, detections, console)
     calibration = CameraCalibration(
-        _now(),
+        now_iso(),
         camera.serial,
         camera.intrinsics,
         "factory",
@@ -327,7 +326,3 @@ def _show_check(check: FactoryCheck, detections: list[Detection], console: Conso
         f"{check.free.reprojection_px:.3f} px with solved ones"
     )
     console.print(f"the camera's own intrinsics: {check.verdict}", style="bold", markup=False)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from rich.table import Table
 
 from calib.board import HOLDING_GRIPPER_RAD, Board, printed_board
 from calib.by_hand import ByHand
-from calib.calibration import Calibration, CameraCalibration, Reference
+from calib.calibration import Calibration, CameraCalibration, Reference, now_iso
 from calib.camera import CalibratedCamera
 from calib.diagnosis import Diagnosis
 from calib.explore import exploring_poses, rough_guess
@@ -105,8 +104,7 @@ def _calibrated(camera: Camera, out: Path, robot: Robot) -> tuple[Camera, Camera
             f"{out}: no such file, and camera '{camera.serial}' does not know its intrinsics; measure them with "
             f"`vlar1 calibrate camera SOURCE --out {out}` first"
         )
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return camera, CameraCalibration(date, camera.serial, camera.intrinsics)
+    return camera, CameraCalibration(now_iso(), camera.serial, camera.intrinsics)
 
 
 # The arm drives itself
