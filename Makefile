@@ -17,9 +17,12 @@ BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard edge/na
 BRIEFLY := | awk '$$1 ~ /^(Collecting|Processing)$$/ {sub(".*/", "", $$2); print "  " $$2; fflush()} \
 	/^ *Building (editable|wheel) for/ && !/finished/ {print "  building " $$4; fflush()}'
 
+# The same commit gives the same examples to its properties: profile `ci` of hypothesis.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --hypothesis-profile=ci
+
 # A shared machine that stalls for a fifth of a second makes an arm hold, as it should, and a test in real time fail: what
 # failed is tried once more.
-AGAIN = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m alone --last-failed --last-failed-no-failures none
+AGAIN = $(PYTEST) -m alone --last-failed --last-failed-no-failures none
 
 .PHONY: demo install test clean
 
@@ -31,8 +34,8 @@ install: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m alone || $(AGAIN)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not alone" -n 2 --dist loadfile
+	$(PYTEST) -m alone || $(AGAIN)
+	$(PYTEST) -m "not alone" -n 2 --dist loadfile
 
 $(BIN)/python:
 	@echo "making $(VENV) with $$($(PYTHON) --version)"

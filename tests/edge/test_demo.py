@@ -1,4 +1,4 @@
-"""The main job as a user runs it: one episode through the real path, and an interruption in the next."""
+"""The main job as a user runs it: an episode through the real path, and an interruption after it."""
 
 import json
 import os
@@ -22,10 +22,10 @@ STAGES = {"capture", "preprocess", "vision", "prefill", "decode", "parse", "trac
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run leaves that is interrupted in its second episode; `.ci/run` has one that comes to its end."""
+    """What a run leaves that is interrupted after its first episode; `.ci/run` has one that comes to its end."""
     out = tmp_path_factory.mktemp("demo")
     code = "import sys; from edge.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "demo", "--episodes", "2", "--seed", str(SEED), "--out", str(out)]
+    command = [sys.executable, "-c", code, "demo", "--episodes", "5", "--seed", str(SEED), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline_s = time.monotonic() + 300
     while not (out / "report.json").exists() and process.poll() is None and time.monotonic() < deadline_s:
@@ -47,9 +47,9 @@ def test_ctrl_c_parks_the_arm_and_leaves_without_a_traceback(out: Path) -> None:
 
 def test_the_report_tells_what_happened_and_how_long_each_stage_took(out: Path) -> None:
     report = json.loads((out / "report.json").read_text())
-    assert report["episodes"] == 1 and report["success_rate"] == report["successes"] / 1
+    assert 1 <= report["episodes"] < 5 and report["success_rate"] == report["successes"] / report["episodes"]
     detail = report["episodes_detail"][0]
-    assert detail["instruction"] == draw_plans(SEED, 2)[0].task.instruction
+    assert detail["instruction"] == draw_plans(SEED, 5)[0].task.instruction
     # An order that could not be planned has no motion; whatever was decided was timed.
     assert {"capture", "preprocess", "vision", "prefill", "decode", "parse", "lift"} <= set(report["stages"]) <= STAGES
     assert all({"count", "p50_ms", "p90_ms", "max_ms"} == set(row) for row in report["stages"].values())
@@ -57,7 +57,7 @@ def test_the_report_tells_what_happened_and_how_long_each_stage_took(out: Path) 
 
 def test_the_calibration_found_the_camera_it_could_not_know(out: Path) -> None:
     calibration = load_calibration(out / "calibration.yaml")
-    truth = camera_pose(draw_plans(SEED, 2)[0].scene.look)
+    truth = camera_pose(draw_plans(SEED, 5)[0].scene.look)
     # What matters is where points of the table land: corners of the work area, seen by the camera, placed by the file.
     corners = np.array([[x, y, 0.02, 1.0] for x in (0.16, 0.28) for y in (-0.14, 0.14)])
     placed = corners @ np.linalg.inv(truth).T @ calibration.T_base_camera().T
