@@ -18,6 +18,7 @@ OUR_PACKAGES = ("edge", "drivers", "calib", "export", "training")
 # One line for each command of ours, kept here so that the help need not import it (and, with it, torch).
 DESCRIPTIONS = {
     "demo": "pick and place in simulation, through the real path, with a report",
+    "run": "carry out orders on an arm, from the command line or the operator's page",
     "ask": "one decision on one image file",
     "doctor": "what this machine has and lacks for each feature, and what to type",
     "profile": "where a bundle's decisions spend their time, and how far from the floor that is",
@@ -29,6 +30,7 @@ DESCRIPTIONS = {
     "data": "make, convert and reason about training data",
     "train": "train a checkpoint: supervised, then GRPO; resumes where it stopped",
     "eval": "measure a bundle or a checkpoint on held-out images",
+    "deploy": "copy a bundle and a robot file to a board over ssh, build, check and measure there",
     "build": "compile a bundle's graphs to TensorRT engines, on the board or ahead of time",
     "calibrate": "measure what the robot relies on: the camera, where it is, confidence",
 }

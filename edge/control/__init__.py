@@ -1,7 +1,7 @@
 """Joint setpoints to the arm at a fixed rate, and what keeps it safe when something goes wrong."""
 
 from edge.control.controller import Controller, MotionError, Stopped
-from edge.control.servo_loop import RATE_HZ, Cause, Cycles, RefusedError, ServoLoop, ServoState, State
+from edge.control.servo_loop import RATE_HZ, Cause, Cycles, RefusedError, ServoLoop, ServoState, ServoWatch, State
 
 __all__ = [
     "RATE_HZ",
@@ -12,6 +12,7 @@ __all__ = [
     "RefusedError",
     "ServoLoop",
     "ServoState",
+    "ServoWatch",
     "State",
     "Stopped",
 ]

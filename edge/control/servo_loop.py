@@ -335,41 +335,19 @@ class ServoLoop:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def memory_fd(self) -> int:
+        """Descriptor of the shared memory, for a process that watches with `ServoWatch`."""
+        return self._link.fd
+
     def state(self) -> ServoState:
         """The latest cycle. Raises DeviceError when the loop's process has ended."""
         self._require_alive()
-        s: dict[str, Any] = self._link.snapshot()
-        return ServoState(
-            cycle=s["cycle"],
-            t_s=s["t_ns"] * 1e-9,
-            state=State(s["state"]),
-            cause=Cause(s["cause"]),
-            cause_joint=s["cause_joint"],
-            settled=s["settled"],
-            plan=s["plan"],
-            plan_elapsed_s=s["plan_elapsed_s"],
-            connected=s["connected"],
-            setpoint_rad=s["setpoint_rad"],
-            ahead_rad=s["ahead_rad"],
-            position_rad=s["position_rad"],
-            position_s=s["position_ns"] * 1e-9,
-            velocity_rad_s=s["velocity_rad_s"],
-            load=s["load"],
-            voltage_v=s["voltage_v"],
-            temperature_c=s["temperature_c"],
-            torque=s["torque"],
-            fault=s["fault"],
-            released=s["released"] != 0,
-            errors={name: s[name] for name in _ERRORS},
-            histogram=s["histogram"],
-            hold_began_s=s["hold_began_ns"] * 1e-9,
-            port=s["port"],
-        )
+        return _state_of(self._link)
 
     def cycles(self, since: int = 0) -> tuple[int, Cycles]:
         """The cycles from number ``since`` on (as far back as 40 s), and the number to ask for next time."""
-        following, t_ns, busy_ns, setpoint, position, state, written = self._link.ring(since)
-        return following, Cycles(t_ns * 1e-9, busy_ns * 1e-9, setpoint, position, state, written != 0)
+        return _cycles_of(self._link, since)
 
     # Inside
 
@@ -443,6 +421,67 @@ class ServoLoop:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+class ServoWatch:
+    """The loop seen from a third process: it may look, and say stop, whatever the commanding one does.
+
+    Args:
+        memory_fd: `ServoLoop.memory_fd`, inherited; closed with this object.
+
+    Raises:
+        ValueError: it is no servo loop's memory, or one of another version.
+    """
+
+    def __init__(self, memory_fd: int) -> None:
+        self._watch = _native.Watch(memory_fd)
+
+    def stop(self) -> None:
+        """As `ServoLoop.stop`."""
+        self._watch.stop()
+
+    def state(self) -> ServoState:
+        """The latest cycle; ``t_s`` says how old it is, and grows no more once the loop has ended."""
+        return _state_of(self._watch)
+
+    def cycles(self, since: int = 0) -> tuple[int, Cycles]:
+        """As `ServoLoop.cycles`."""
+        return _cycles_of(self._watch, since)
+
+
+def _state_of(view: _native.View) -> ServoState:
+    s: dict[str, Any] = view.snapshot()
+    return ServoState(
+        cycle=s["cycle"],
+        t_s=s["t_ns"] * 1e-9,
+        state=State(s["state"]),
+        cause=Cause(s["cause"]),
+        cause_joint=s["cause_joint"],
+        settled=s["settled"],
+        plan=s["plan"],
+        plan_elapsed_s=s["plan_elapsed_s"],
+        connected=s["connected"],
+        setpoint_rad=s["setpoint_rad"],
+        ahead_rad=s["ahead_rad"],
+        position_rad=s["position_rad"],
+        position_s=s["position_ns"] * 1e-9,
+        velocity_rad_s=s["velocity_rad_s"],
+        load=s["load"],
+        voltage_v=s["voltage_v"],
+        temperature_c=s["temperature_c"],
+        torque=s["torque"],
+        fault=s["fault"],
+        released=s["released"] != 0,
+        errors={name: s[name] for name in _ERRORS},
+        histogram=s["histogram"],
+        hold_began_s=s["hold_began_ns"] * 1e-9,
+        port=s["port"],
+    )
+
+
+def _cycles_of(view: _native.View, since: int) -> tuple[int, Cycles]:
+    following, t_ns, busy_ns, setpoint, position, state, written = view.ring(since)
+    return following, Cycles(t_ns * 1e-9, busy_ns * 1e-9, setpoint, position, state, written != 0)
 
 
 def _list(position_rad: ArrayLike) -> list[float]:

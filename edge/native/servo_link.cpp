@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -135,92 +136,13 @@ Config config_of(const nb::dict& d) {
   return c;
 }
 
-class Link {
+// What anybody may do who has the shared memory: look, and say stop.
+class View {
  public:
-  explicit Link(const nb::dict& config) {
-    const Config c = config_of(config);
-    fd_ = memfd_create("vlar1-servo", MFD_CLOEXEC);
-    void* memory = MAP_FAILED;
-    if (fd_ >= 0 && ftruncate(fd_, sizeof(Shared)) == 0)
-      memory = mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
-    if (memory == MAP_FAILED) {
-      const int error = errno;
-      if (fd_ >= 0) close(fd_);
-      throw std::system_error(error, std::generic_category(), "shared memory for the servo loop");
-    }
-    shared_ = new (memory) Shared;
-    shared_->config = c;
-    heard();
-  }
-  ~Link() {
-    munmap(shared_, sizeof(Shared));
-    close(fd_);
-  }
-  Link(const Link&) = delete;
-  Link& operator=(const Link&) = delete;
+  View(const View&) = delete;
+  View& operator=(const View&) = delete;
 
-  int fd() const { return fd_; }
-  void heard() { shared_->heard_ns.store(now_ns(), std::memory_order_release); }
   void stop() { shared_->stop_calls.fetch_add(1, std::memory_order_acq_rel); }
-
-  uint32_t write_plan(const Vector& times, const Matrix& positions, const Matrix& velocities) {
-    const size_t n = times.shape(0), joints = shared_->config.joint_count;
-    check_plan(times, positions, velocities, joints);
-    if (n > kMaxWaypoints) throw nb::value_error("a plan has at most 8192 waypoints");
-    slot_ = (slot_ + 1) % kPlanSlots;  // not the one that is followed now
-    PlanSlot& slot = shared_->plans[slot_];
-    slot.count = n;
-    std::copy(times.data(), times.data() + n, slot.times_s);
-    std::copy(positions.data(), positions.data() + n * joints, slot.positions_rad);
-    std::copy(velocities.data(), velocities.data() + n * joints, slot.velocities_rad_s);
-    return slot_;
-  }
-
-  uint32_t post(uint32_t kind, uint32_t plan, bool parking, double elapsed_s,
-                const std::vector<double>& position_rad) {
-    Command& c = shared_->command;
-    c.kind = kind;
-    c.slot = slot_;
-    c.plan = plan;
-    c.parking = parking;
-    c.elapsed_s = elapsed_s;
-    if (position_rad.size() > kMaxJoints) throw nb::value_error("too many joints");
-    std::copy(position_rad.begin(), position_rad.end(), c.position_rad);
-    return raise();
-  }
-
-  uint32_t post_transaction(uint32_t operation, const std::vector<uint8_t>& ids, uint16_t address, uint16_t size,
-                            const std::vector<nb::bytes>& data) {
-    if (ids.empty() || ids.size() > kMaxJoints || size > kTransactBytes || (!data.empty() && data.size() != ids.size()))
-      throw nb::value_error("1 to 16 servos and at most 64 bytes each");
-    Command& c = shared_->command;
-    c.kind = static_cast<uint32_t>(CommandKind::kTransact);
-    c.operation = operation;
-    c.id_count = static_cast<uint32_t>(ids.size());
-    std::copy(ids.begin(), ids.end(), c.ids);
-    c.address = address;
-    c.size = size;
-    for (size_t i = 0; i < data.size(); ++i) {
-      if (data[i].size() != size) throw nb::value_error("data must have the register's size");
-      std::memcpy(c.data + i * kTransactBytes, data[i].c_str(), size);
-    }
-    return raise();
-  }
-
-  bool done(uint32_t number) const { return shared_->command_done.load(std::memory_order_acquire) == number; }
-  uint32_t result() const { return shared_->reply.result; }
-
-  // {id: (error, bytes)} of the servos that answered a transaction.
-  nb::dict answers() const {
-    nb::dict out;
-    const Command& c = shared_->command;
-    const Reply& r = shared_->reply;
-    for (size_t i = 0; i < c.id_count; ++i)
-      if (r.answered >> i & 1)
-        out[nb::int_(c.ids[i])] = nb::make_tuple(
-            r.errors[i], nb::bytes(reinterpret_cast<const char*>(r.data + i * kTransactBytes), c.size));
-    return out;
-  }
 
   nb::dict snapshot() const {
     auto s = std::make_unique<Snapshot>();
@@ -289,6 +211,112 @@ class Link {
                           array_of<uint32_t>({m}, written));
   }
 
+ protected:
+  View() = default;
+  ~View() {
+    if (shared_) munmap(shared_, sizeof(Shared));
+    if (fd_ >= 0) close(fd_);
+  }
+
+  // The memory behind fd_, which this object closes.
+  void* map() {
+    void* memory = mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
+    if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "shared memory of the servo loop");
+    return memory;
+  }
+
+  Shared* shared_ = nullptr;
+  int fd_ = -1;
+};
+
+// The end of a third process, which was handed the descriptor; it is closed with this.
+class Watch : public View {
+ public:
+  explicit Watch(int fd) {
+    struct stat info{};
+    if (fstat(fd, &info) < 0 || static_cast<size_t>(info.st_size) != sizeof(Shared))
+      throw nb::value_error("this is no servo loop's memory, or one of another version");
+    fd_ = fd;
+    auto* memory = static_cast<Shared*>(map());
+    shared_ = memory;
+    if (memory->magic != kMagic || memory->size != sizeof(Shared)) throw nb::value_error("this is no servo loop's memory");
+  }
+};
+
+class Link : public View {
+ public:
+  explicit Link(const nb::dict& config) {
+    const Config c = config_of(config);
+    fd_ = memfd_create("vlar1-servo", MFD_CLOEXEC);
+    if (fd_ < 0 || ftruncate(fd_, sizeof(Shared)) != 0)
+      throw std::system_error(errno, std::generic_category(), "shared memory for the servo loop");
+    shared_ = new (map()) Shared;
+    shared_->config = c;
+    heard();
+  }
+
+  int fd() const { return fd_; }
+  void heard() { shared_->heard_ns.store(now_ns(), std::memory_order_release); }
+
+  uint32_t write_plan(const Vector& times, const Matrix& positions, const Matrix& velocities) {
+    const size_t n = times.shape(0), joints = shared_->config.joint_count;
+    check_plan(times, positions, velocities, joints);
+    if (n > kMaxWaypoints) throw nb::value_error("a plan has at most 8192 waypoints");
+    slot_ = (slot_ + 1) % kPlanSlots;  // not the one that is followed now
+    PlanSlot& slot = shared_->plans[slot_];
+    slot.count = n;
+    std::copy(times.data(), times.data() + n, slot.times_s);
+    std::copy(positions.data(), positions.data() + n * joints, slot.positions_rad);
+    std::copy(velocities.data(), velocities.data() + n * joints, slot.velocities_rad_s);
+    return slot_;
+  }
+
+  uint32_t post(uint32_t kind, uint32_t plan, bool parking, double elapsed_s,
+                const std::vector<double>& position_rad) {
+    Command& c = shared_->command;
+    c.kind = kind;
+    c.slot = slot_;
+    c.plan = plan;
+    c.parking = parking;
+    c.elapsed_s = elapsed_s;
+    if (position_rad.size() > kMaxJoints) throw nb::value_error("too many joints");
+    std::copy(position_rad.begin(), position_rad.end(), c.position_rad);
+    return raise();
+  }
+
+  uint32_t post_transaction(uint32_t operation, const std::vector<uint8_t>& ids, uint16_t address, uint16_t size,
+                            const std::vector<nb::bytes>& data) {
+    if (ids.empty() || ids.size() > kMaxJoints || size > kTransactBytes || (!data.empty() && data.size() != ids.size()))
+      throw nb::value_error("1 to 16 servos and at most 64 bytes each");
+    Command& c = shared_->command;
+    c.kind = static_cast<uint32_t>(CommandKind::kTransact);
+    c.operation = operation;
+    c.id_count = static_cast<uint32_t>(ids.size());
+    std::copy(ids.begin(), ids.end(), c.ids);
+    c.address = address;
+    c.size = size;
+    for (size_t i = 0; i < data.size(); ++i) {
+      if (data[i].size() != size) throw nb::value_error("data must have the register's size");
+      std::memcpy(c.data + i * kTransactBytes, data[i].c_str(), size);
+    }
+    return raise();
+  }
+
+  bool done(uint32_t number) const { return shared_->command_done.load(std::memory_order_acquire) == number; }
+  uint32_t result() const { return shared_->reply.result; }
+
+  // {id: (error, bytes)} of the servos that answered a transaction.
+  nb::dict answers() const {
+    nb::dict out;
+    const Command& c = shared_->command;
+    const Reply& r = shared_->reply;
+    for (size_t i = 0; i < c.id_count; ++i)
+      if (r.answered >> i & 1)
+        out[nb::int_(c.ids[i])] = nb::make_tuple(
+            r.errors[i], nb::bytes(reinterpret_cast<const char*>(r.data + i * kTransactBytes), c.size));
+    return out;
+  }
+
   // (started, and the errno of each privilege asked for: real-time priority, locked memory, CPU).
   nb::tuple start_report() const {
     return nb::make_tuple(shared_->started.load(), shared_->realtime_errno.load(), shared_->memory_errno.load(),
@@ -302,8 +330,6 @@ class Link {
     return number;
   }
 
-  Shared* shared_ = nullptr;
-  int fd_ = -1;
   uint32_t slot_ = 0;
 };
 
@@ -392,11 +418,15 @@ int64_t decode_value(nb::handle reg, const nb::bytes& data) {
 }  // namespace
 
 void bind_servo(nb::module_& m) {
-  nb::class_<Link>(m, "Link")
+  nb::class_<View>(m, "View")
+      .def("stop", &View::stop)
+      .def("snapshot", &View::snapshot)
+      .def("ring", &View::ring, nb::arg("since"));
+  nb::class_<Watch, View>(m, "Watch").def(nb::init<int>(), nb::arg("fd"));
+  nb::class_<Link, View>(m, "Link")
       .def(nb::init<nb::dict>(), nb::arg("config"))
       .def_prop_ro("fd", &Link::fd)
       .def("heard", &Link::heard)
-      .def("stop", &Link::stop)
       .def("write_plan", &Link::write_plan, nb::arg("times_s"), nb::arg("positions_rad"), nb::arg("velocities_rad_s"))
       .def("post", &Link::post, nb::arg("kind"), nb::arg("plan") = 0, nb::arg("parking") = false, nb::arg("elapsed_s") = 0.0,
            nb::arg("position_rad") = std::vector<double>())
@@ -405,8 +435,6 @@ void bind_servo(nb::module_& m) {
       .def("done", &Link::done, nb::arg("number"))
       .def("result", &Link::result)
       .def("answers", &Link::answers)
-      .def("snapshot", &Link::snapshot)
-      .def("ring", &Link::ring, nb::arg("since"))
       .def("start_report", &Link::start_report);
   nb::class_<OwnedMotion>(m, "Motion")
       .def(nb::init<Matrix, double>(), nb::arg("limits"), nb::arg("period_s"))
