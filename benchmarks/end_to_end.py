@@ -62,11 +62,11 @@ from edge.control import Controller, MotionError
 from edge.decode import Decision, compile_grammars
 from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
-from edge.geometry import Grasp
-from edge.loop import Order, Runtime
+from edge.loop import Order, Planned, Runtime
 from edge.motion import JointTrajectory
 from edge.shipped import SHIPPED_BUNDLE
 from edge.trace import Tracer
+from edge.watch import Watcher
 
 EPISODES, QUICK_EPISODES = 15, 6
 SEED = 11
@@ -131,16 +131,26 @@ class Watched(Runtime):
             time.sleep(max(0.0, began_s + share_s - time.monotonic()))
         return decision
 
-    def _move(self, grasp: Grasp, pick: JointTrajectory, place: JointTrajectory | None) -> str:
-        q = self._lowest(pick)
+    def _move(self, plan: Planned) -> str:
+        q = self._lowest(plan.pick)
         slip = self.kinematics.fk(q + self.off_rad)[:3, 3] - self.kinematics.fk(q)[:3, 3]
-        reached = grasp.position_base_m + slip
+        reached = plan.grasp.position_base_m + slip
         self.error_mm = 1e3 * float(np.linalg.norm((reached - np.array(self.where()))[:2]))
-        return super()._move(grasp, pick, place)
+        return super()._move(plan)
 
     def _lowest(self, pick: JointTrajectory) -> Array:
         heights = [self.kinematics.fk(q)[2, 3] for q in pick.position_rad[::4]]
         return np.asarray(pick.position_rad[4 * int(np.argmin(heights))])
+
+
+class Heard(Watcher):
+    """Keeps what is said."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    def said(self, text: str) -> None:
+        self._said.append(text)
 
 
 def draw_trials(count: int) -> list[Trial]:
@@ -238,7 +248,7 @@ def episode(table: SimulatedTable, runtime: Watched, trial: Trial, moves: bool) 
     runtime.push = partial(table.slide, task.target, *trial.way_m, SLIDE_S) if moves else None
     runtime.drawn_out, runtime.error_mm = moves, None
     said: list[str] = []
-    runtime.say = said.append
+    runtime.watcher = Heard(said)
     began_s = time.monotonic()
     try:
         outcome = runtime.carry_out(Order(task.instruction, place=task.kind == "place"))

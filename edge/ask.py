@@ -41,7 +41,6 @@ from edge.trace import Tracer
 _WHY = {"tokens": "it had used its tokens", "deadline": "the deadline was near"}
 
 
-
 def register(subparsers: Any) -> None:
     """Add the subcommand."""
     parser: argparse.ArgumentParser = subparsers.add_parser("ask", help="one decision on one image file")

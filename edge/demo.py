@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ from edge.report import (
 )
 from edge.shipped import SHIPPED_BUNDLE
 from edge.trace import Tracer, latency_table
+from edge.watch import Watcher
 
 CALIBRATION_VIEWS = 12
 # Where a tape measure says the camera stands: good to a centimetre or two. Calibration finds the rest.
@@ -150,7 +150,7 @@ def _play(
             )
             for k, plan in enumerate(plans):
                 title = f"{k + 1}/{len(plans)} {plan.task.instruction}"
-                runtime.say = partial(_say_of, say, title)
+                runtime.watcher = _Said(say, title)
                 episode, states = _episode(table, runtime, plan)
                 episodes.append(episode)
                 write_picture(args.out / "frames" / f"{k + 1:02d}.png", episode.outcome.frame.rgb)
@@ -258,7 +258,7 @@ def _episode(table: SimulatedTable, runtime: Runtime, plan: Plan) -> tuple[Episo
     time.sleep(SETTLE_S)
     verdict = table.verdict(plan.task)
     states = table.stop_recording()
-    runtime.say("back to the ready pose")
+    runtime.watcher.said("back to the ready pose")
     runtime.go_ready()
     return Episode(order, outcome, verdict.success, verdict.reason), states
 
@@ -267,5 +267,11 @@ def _progress(console: Console) -> Progress:
     return Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True)
 
 
-def _say_of(say: Callable[[str], None], title: str, text: str) -> None:
-    say(f"{title}: {text}")
+class _Said(Watcher):
+    """What goes on, beside the progress bar."""
+
+    def __init__(self, say: Callable[[str], None], title: str) -> None:
+        self._say, self._title = say, title
+
+    def said(self, text: str) -> None:
+        self._say(f"{self._title}: {text}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calib.calibration import Calibration
 from calib.camera import CalibratedCamera
@@ -18,7 +18,7 @@ from drivers.robot import Robot
 from edge.carrying import Carried, Carrier
 from edge.contract import Affordance, Task, Trajectory, not_found
 from edge.control import Controller, MotionError
-from edge.decode import Decision, decide
+from edge.decode import Decision, Event, decide
 from edge.engine.protocol import Engine
 from edge.follower import Follower
 from edge.freshness import FreshnessLimits, StaleError, check_fresh
@@ -27,6 +27,7 @@ from edge.kinematics import Kinematics
 from edge.motion import JointTrajectory, is_holding, plan_move, plan_pick, plan_place
 from edge.recorded import decision_record
 from edge.trace import Tracer
+from edge.watch import Watcher
 
 CLEARANCE_M = 0.015  # between what is carried and everything it passes over
 _STILL = 0.008  # of the image: what a target at rest seems to move, 4 mm at 0.6 m
@@ -34,7 +35,14 @@ _LOOKS = 10  # for a target to come to rest
 _DRAFTS = 32  # answers remembered, one a task and instruction
 
 
-_Plan = tuple[Grasp, JointTrajectory, JointTrajectory | None]  # what is grasped, the pick, the place
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """What is grasped, and the pick; for a place also the way from there, (m, 3), base frame, and its motion."""
+
+    grasp: Grasp
+    pick: JointTrajectory
+    waypoints_m: NDArray[np.float64] | None = None
+    place: JointTrajectory | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Runtime:
 
     Args:
         controller: started. ``robot.ready_rad`` must be free to reach from where the arm is.
-        say: told in a few words what is going on.
+        watcher: told of all that goes on.
         deadline_s: an answer comes within so many seconds, of a reasoning or a path cut short if need be.
         trust_cut: act on answers cut short. What is forced out of half a thought may be a guess, and half a path ends
             somewhere; without this such an answer ends the order.
@@ -93,7 +101,7 @@ class Runtime:
         engine: Engine,
         calibration: Calibration,
         tracer: Tracer,
-        say: Callable[[str], None] = lambda text: None,
+        watcher: Watcher = Watcher(),  # noqa: B008 (it does nothing)
         deadline_s: float | None = None,
         trust_cut: bool = False,
         freshness: FreshnessLimits = FreshnessLimits(),  # noqa: B008 (frozen)
@@ -104,7 +112,7 @@ class Runtime:
         calibration.check(self.camera.intrinsics, camera.serial, robot.name)
         _check_zeros(robot, calibration)
         self.robot, self.controller, self.engine = robot, controller, engine
-        self.calibration, self.tracer, self.say = calibration, tracer, say
+        self.calibration, self.tracer, self.watcher = calibration, tracer, watcher
         self.kinematics = Kinematics(robot)
         self._deadline_s, self._trust_cut, self._freshness = deadline_s, trust_cut, freshness
         self._track, self._recorder = track, recorder
@@ -124,6 +132,12 @@ class Runtime:
         Raises:
             DeviceError: the camera or the bus failed; the arm holds.
         """
+        self.watcher.ordered(order)
+        outcome = self._carry_out(order, attempts)
+        self.watcher.ended(outcome)
+        return outcome
+
+    def _carry_out(self, order: Order, attempts: int) -> Outcome:
         decision_s = motion_s = 0.0
         for attempt in range(1, attempts + 1):
             grasp_decision = path_decision = None
@@ -135,7 +149,7 @@ class Runtime:
                     self._recorder.frame(frame)
                 began = time.monotonic()
                 try:
-                    self.say("thinking")
+                    self.watcher.said("thinking")
                     try:
                         grasp_decision = self._decide(frame, order, "affordance")
                         self._require_answer(grasp_decision, "affordance", order)
@@ -144,11 +158,11 @@ class Runtime:
                             self._require_answer(path_decision, "trajectory", order)
                     finally:
                         decision_s += time.monotonic() - began
-                    grasp, pick, place = self._settle(follower, frame, grasp_decision, path_decision)
+                    plan = self._settle(follower, frame, grasp_decision, path_decision)
                 except StaleError as error:
                     reason = str(error)
                     if attempt < attempts:
-                        self.say(f"{reason}; looking again")
+                        self.watcher.said(f"{reason}; looking again")
                         continue
                     return Outcome(False, reason, attempt, frame, grasp_decision, path_decision, decision_s, motion_s)
                 except UserError as error:  # not found, too wide, out of reach: said in words, nothing moved
@@ -156,13 +170,13 @@ class Runtime:
                     return Outcome(False, reason, attempt, frame, grasp_decision, path_decision, decision_s, motion_s)
             began = time.monotonic()
             try:
-                reason = self._move(grasp, pick, place)
+                reason = self._move(plan)
             except MotionError as error:
                 reason = str(error)
             motion_s += time.monotonic() - began
-            if not reason or attempt == attempts:
+            if not reason or attempt == attempts or self.controller.stopped:
                 break
-            self.say(f"{reason}; looking again")
+            self.watcher.said(f"{reason}; looking again")
             try:
                 self.go_ready()
             except MotionError as error:  # it is jammed, or was stopped
@@ -176,6 +190,7 @@ class Runtime:
         """One decision, with the last answer to the same question as its draft."""
         question = (task, order.instruction)
         draft = self._drafts.pop(question, None)
+        self.watcher.asked(task, frame)
         decision = decide(
             self.engine,
             frame.rgb,
@@ -183,8 +198,10 @@ class Runtime:
             order.instruction,
             draft=draft,
             deadline_s=self._deadline_s,
+            on_event=self._heard,
             tracer=self.tracer,
         )
+        self.watcher.decided(task, decision)
         self._drafts[question] = decision.tokens
         if self._recorder is not None:
             record = decision_record(
@@ -201,6 +218,12 @@ class Runtime:
             del self._drafts[next(iter(self._drafts))]
         return decision
 
+    def _heard(self, event: Event) -> None:
+        """Of an answer that is being written. Raises MotionError where the arm was stopped: nobody waits for it."""
+        self.watcher.event(event)
+        if self.controller.stopped:
+            raise MotionError("arm: stopped while the model was thinking; nothing moved")
+
     def _require_answer(self, decision: Decision, task: Task, order: Order) -> None:
         if decision.thinking_cut and not self._trust_cut:
             raise UserError("the model did not come to the end of its reasoning; say the order in other words")
@@ -213,7 +236,7 @@ class Runtime:
 
     def _settle(
         self, follower: Follower | None, frame: Frame, grasp_decision: Decision, path_decision: Decision | None
-    ) -> _Plan:
+    ) -> Planned:
         """Plans for what was decided on as it is now. Raises StaleError where that cannot be said."""
         box = grasp_decision.answer.output
         path = path_decision.answer.output if path_decision else None
@@ -229,7 +252,7 @@ class Runtime:
             follower.follow(Carrier(frame, box, path, self._freshness))
         now = self._carried(follower)
         if now.moved:
-            self.say("following what moved")
+            self.watcher.said("following what moved")
         for _ in range(_LOOKS):
             plan = self._plan(now.frame, now.box, now.path)
             before, now = now, self._carried(follower)
@@ -249,7 +272,7 @@ class Runtime:
         size = {"width_px": width_px, "height_px": height_px, "bytes": frame.rgb.nbytes}
         self.tracer.record("frame age", frame.t_s, time.monotonic(), "camera", **size)
 
-    def _plan(self, frame: Frame, box: Affordance, path: Trajectory | None) -> _Plan:
+    def _plan(self, frame: Frame, box: Affordance, path: Trajectory | None) -> Planned:
         T = self.calibration.T_base_camera(self.kinematics.fk(self.controller.read().position_rad, "gripper"))
         known_m2, table_z_m = self.calibration.reach_covariance_m2(), self.robot.safety.table_z_m
         with self.tracer.stage("lift"):
@@ -259,24 +282,25 @@ class Runtime:
                 waypoints = lift_trajectory(
                     path, frame, T, CLEARANCE_M, grasp=grasp, table_z_m=table_z_m, reach_covariance_m2=known_m2
                 )
-        self.say("; ".join(("planning", *grasp.notes)))
+        self.watcher.said("; ".join(("planning", *grasp.notes)))
         with self.tracer.stage("plan"):
             pick = plan_pick(self.kinematics, self.controller.setpoint_rad, grasp, self.robot.ready_rad, table_z_m)
-            place = None
-            if waypoints is not None:
-                place = plan_place(self.kinematics, pick.position_rad[-1], waypoints, grasp, table_z_m)
-                self.controller.check(place)  # before the object is picked up
-        return grasp, pick, place
+            if waypoints is None:
+                return Planned(grasp, pick)
+            place = plan_place(self.kinematics, pick.position_rad[-1], waypoints, grasp, table_z_m)
+            self.controller.check(place)  # before the object is picked up
+        return Planned(grasp, pick, waypoints, place)
 
-    def _move(self, grasp: Grasp, pick: JointTrajectory, place: JointTrajectory | None) -> str:
+    def _move(self, plan: Planned) -> str:
         """Make the motions; why it failed, or nothing."""
-        self.say("picking")
-        self.controller.execute(pick)
-        if not is_holding(self.kinematics, self.controller.read().position_rad, grasp):
+        self.watcher.planned(plan.grasp, plan.waypoints_m)
+        self.watcher.said("picking")
+        self.controller.execute(plan.pick)
+        if not is_holding(self.kinematics, self.controller.read().position_rad, plan.grasp):
             return "the jaws closed on nothing"
-        if place is not None:
-            self.say("placing")
-            self.controller.execute(place)
+        if plan.place is not None:
+            self.watcher.said("placing")
+            self.controller.execute(plan.place)
         return ""
 
 

@@ -132,7 +132,7 @@ class Controller:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if self._stop_reason or self._stopped():
+            if self._stop_reason or self.stopped:
                 reason = self._stop_reason or "stop was called"
                 raise MotionError(
                     f"arm: stopped ({reason}), so it was not parked: it holds, with torque on; when its way "
@@ -141,11 +141,6 @@ class Controller:
             _unless_interrupted(self.park)
         finally:
             self._let_go()
-
-    def _stopped(self) -> bool:
-        with suppress(DeviceError):
-            return self.loop.state().state == State.STOPPED
-        return False
 
     # Up and down
 
@@ -202,6 +197,13 @@ class Controller:
     def setpoint_rad(self) -> Array:
         """(n,) the last setpoint sent: what to plan the next motion from, since the arm sags a little below it."""
         return self.loop.state().setpoint_rad
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop is in force: nothing moves before `restart`."""
+        with suppress(DeviceError):
+            return self.loop.state().state == State.STOPPED
+        return False
 
     def state(self) -> ServoState:
         """The latest cycle of the loop."""

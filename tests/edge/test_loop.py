@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +22,14 @@ from drivers.sim.render import CAMERA, camera_pose, render
 from drivers.sim.scene import Item, Scene, draw_look
 from drivers.sim.world import build_model, set_arm
 from edge.contract import Affordance, Answer, Trajectory
-from edge.decode import Decision
+from edge.decode import Decision, TextEvent
 from edge.freshness import FreshnessLimits
 from edge.grasp import Grasp
-from edge.loop import Order, Runtime
+from edge.loop import Order, Outcome, Runtime
 from edge.motion import JointTrajectory
 from edge.plan_check import PlanChecker
 from edge.trace import Tracer
+from edge.watch import Watcher, Watchers
 
 ROBOT = load_robot()
 CUBE = Item("cube", "red", 0.22, 0.02, 0.3, (0.015, 0.015, 0.015))
@@ -60,6 +62,8 @@ class StillCamera:
 class ObedientController:
     """An arm that is where it is told to be, at once, and never meets anything; trajectories are checked as ever."""
 
+    stopped = False
+
     def __init__(self) -> None:
         self.position = ROBOT.ready_rad.copy()
         self.moves: list[JointTrajectory] = []
@@ -79,6 +83,32 @@ class ObedientController:
         self.check(trajectory)
         self.moves.append(trajectory)
         self.position = trajectory.position_rad[-1].copy()
+
+
+class Notes(Watcher):
+    """What a run was said to do, and all that it told besides, by name."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.told: list[str] = []
+
+    def ordered(self, order: Order) -> None:
+        self.told.append(f"ordered {order.instruction}")
+
+    def said(self, text: str) -> None:
+        self.texts.append(text)
+
+    def asked(self, task: str, frame: Frame) -> None:
+        self.told.append(f"asked {task}")
+
+    def decided(self, task: str, decision: Decision) -> None:
+        self.told.append(f"decided {task}")
+
+    def planned(self, grasp: Grasp, waypoints_m: np.ndarray | None) -> None:
+        self.told.append(f"planned {0 if waypoints_m is None else len(waypoints_m)}")
+
+    def ended(self, outcome: Outcome) -> None:
+        self.told.append(f"ended {outcome.reason}")
 
 
 def calibration() -> Calibration:
@@ -353,7 +383,7 @@ def test_a_target_that_moved_during_the_decision_is_grasped_where_it_is_now(
     runtime = started(camera, arm)
     grasps: list[Grasp] = []
     move = runtime._move
-    monkeypatch.setattr(runtime, "_move", lambda grasp, *plans: [grasps.append(grasp), move(grasp, *plans)][1])
+    monkeypatch.setattr(runtime, "_move", lambda plan: [grasps.append(plan.grasp), move(plan)][1])
     outcome = runtime.carry_out(Order("pick up the red cube", place=False))
     assert outcome.done and outcome.attempts == 1 and asked == ["affordance"]
     assert grasps[0].position_base_m[:2] == pytest.approx([CUBE.x_m + 0.01, CUBE.y_m - 0.04], abs=0.002)
@@ -367,11 +397,11 @@ def test_a_target_that_is_lost_is_decided_on_again_and_that_is_said(
     home, gone = camera.frame, StillCamera(Scene((BOWL,), SCENE.look)).frame
     asked = while_deciding(monkeypatch, camera, gone, home)
     monkeypatch.setattr(edge.loop, "is_holding", lambda *args: True)
-    said: list[str] = []
-    runtime = started(camera, arm, say=said.append)
+    watcher = Notes()
+    runtime = started(camera, arm, watcher=watcher)
     outcome = runtime.carry_out(Order("pick up the red cube", place=False), attempts=2)
     assert len(asked) == 2 and outcome.attempts == 2
-    assert any("the target was lost" in text and "looking again" in text for text in said)
+    assert any("the target was lost" in text and "looking again" in text for text in watcher.texts)
 
 
 def test_a_target_that_does_not_come_to_rest_is_not_grasped_at(
@@ -414,3 +444,35 @@ def test_a_run_is_recorded_with_what_was_seen_and_decided(
     recording = Recording(tmp_path / "run.mcap")
     assert [message.data["task"] for message in recording.messages("/decision")] == ["affordance"]
     np.testing.assert_array_equal(next(iter(recording.frames())).rgb, camera.frame.rgb)
+
+
+def test_whoever_watches_is_told_and_one_that_fails_disturbs_nobody(
+    camera: StillCamera, arm: ObedientController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Watcher):
+        def asked(self, task: str, frame: Frame) -> None:
+            raise ValueError("no screen")
+
+    answers(monkeypatch, cube_box(), Trajectory((pixel_of((0.2, 0.0, 0.0)), pixel_of((BOWL.x_m, BOWL.y_m, 0.0)))))
+    monkeypatch.setattr(edge.loop, "is_holding", lambda *args: True)
+    notes, complaints = Notes(), []
+    runtime = started(camera, arm, watcher=Watchers([Broken(), notes], complaints.append))
+    assert runtime.carry_out(Order("put the red cube into the blue bowl", place=True)).done
+    named = ("ordered", "asked", "decided", "asked", "decided", "planned", "ended")
+    assert [text.split()[0] for text in notes.told] == list(named)
+    assert notes.told[-2] != "planned 0" and notes.told[-1] == "ended done" and "picking" in notes.texts
+    assert complaints == ["Broken: no screen; it is told nothing more"]
+
+
+def test_an_arm_that_is_stopped_ends_the_thinking(
+    camera: StillCamera, arm: ObedientController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decide(*args: object, on_event: Callable[[object], None], **kwargs: object) -> Decision:
+        on_event(TextEvent("I see", True))
+        arm.stopped = True  # meanwhile, from another thread
+        on_event(TextEvent(" the red cube", True))
+        raise AssertionError("nobody waits for this answer any more")
+
+    monkeypatch.setattr(edge.loop, "decide", decide)
+    outcome = started(camera, arm).carry_out(Order("pick up the red cube", place=False))
+    assert not outcome.done and "stopped while the model was thinking" in outcome.reason and not arm.moves
