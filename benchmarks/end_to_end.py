@@ -62,6 +62,7 @@ from edge.control import Controller, MotionError
 from edge.decode import Decision, compile_grammars
 from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
+from edge.freshness import SIMULATED
 from edge.loop import Order, Planned, Runtime
 from edge.motion import JointTrajectory
 from edge.shipped import SHIPPED_BUNDLE
@@ -75,7 +76,7 @@ MOVED_M = (0.03, 0.08)
 BAD_ZERO_RAD = np.radians(2.0)
 SETTLE_S = 0.5
 STALLS = 12
-BLIND = replace(demo.FRESHNESS, max_changed=float("inf"))
+BLIND = replace(SIMULATED, max_changed=float("inf"))
 CASES = (
     "ideal",
     "calibrated",
@@ -207,7 +208,7 @@ def run_arm(
                         engine,
                         calibration,
                         Tracer(),
-                        freshness=BLIND if case == "moved_blind" else demo.FRESHNESS,
+                        freshness=BLIND if case == "moved_blind" else SIMULATED,
                         track=case not in ("moved_asked_again", "moved_blind"),
                     )
                     runtime.off_rad = off_rad

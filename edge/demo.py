@@ -31,12 +31,13 @@ from drivers.sim.process import SimulatedTable
 from drivers.sim.render import look_at
 from drivers.sim.scene import Look, Scene, Task, draw_look, draw_scene, draw_task
 from drivers.sim.server import HeldBoard, State
-from edge.control import Controller
+from edge.console.orders import take_orders
+from edge.control import Controller, MotionError
 from edge.decode import compile_grammars
 from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
 from edge.film import Cinema
-from edge.freshness import FreshnessLimits
+from edge.freshness import SIMULATED
 from edge.loop import Order, Runtime
 from edge.picture_file import write_picture
 from edge.report import (
@@ -47,16 +48,17 @@ from edge.report import (
     told,
     write_report,
 )
+from edge.run_command import add_watchers
 from edge.shipped import SHIPPED_BUNDLE
 from edge.trace import Tracer, latency_table
-from edge.watch import Watcher
+from edge.watch import Watcher, Watchers
+from edge.watched_camera import WatchedCamera
+from edge.watching import Watching
 
 CALIBRATION_VIEWS = 12
 # Where a tape measure says the camera stands: good to a centimetre or two. Calibration finds the rest.
 CAMERA_GUESS = look_at(np.array([0.50, 0.0, 0.44]), np.array([0.195, 0.0, 0.0]))
 SETTLE_S = 0.5
-# The simulated camera renders on the processor that everything else runs on; a real one is never this late.
-FRESHNESS = FreshnessLimits(frame_age_s=5.0)
 
 
 def register(subparsers: Any) -> None:
@@ -67,6 +69,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
     parser.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE, help="model bundle (default: the shipped one)")
     parser.add_argument("--record", action="store_true", help="keep the whole run in DIR/run.mcap, for `vlar1 replay`")
+    add_watchers(parser)
     parser.set_defaults(func=run)
 
 
@@ -122,7 +125,7 @@ def _play(
     console: Console,
 ) -> float:
     """Calibrate, then one episode after the other, into ``episodes``; how much time the simulation lost."""
-    with _progress(console) as progress, Cinema(args.out / "demo.mp4") as cinema:
+    with Watching(args, console) as watching, _progress(console) as progress, Cinema(args.out / "demo.mp4") as cinema:
         line = progress.add_task("calibration: choosing arm poses", total=CALIBRATION_VIEWS + args.episodes)
 
         def say(text: str, steps: int = 0) -> None:
@@ -130,7 +133,7 @@ def _play(
 
         with (
             SimulatedTable(robot, Scene((), plans[0].scene.look), args.seed) as table,
-            closing(SimCamera(table.camera_address)) as camera,
+            closing(_camera(table, watching)) as camera,
             ExitStack() as held,
             Controller(robot, table.port) as controller,
         ):
@@ -145,13 +148,19 @@ def _play(
             controller.tracer = tracer  # the calibration's motions are not the run's
             recorder = _recorder(args, robot, held)
             controller.recorder = recorder
+            watching.begin(controller, calibration, tracer, engine.bundle.path.resolve().name)
             runtime = Runtime(
-                robot, camera, controller, engine, calibration, tracer, freshness=FRESHNESS, recorder=recorder
+                robot, camera, controller, engine, calibration, tracer, freshness=SIMULATED, recorder=recorder
             )
             for k, plan in enumerate(plans):
                 title = f"{k + 1}/{len(plans)} {plan.task.instruction}"
-                runtime.watcher = _Said(say, title)
-                episode, states = _episode(table, runtime, plan)
+                runtime.watcher = Watchers([_Said(say, title), watching], watching.complain)
+                try:
+                    episode, states = _episode(table, runtime, plan)
+                except MotionError:
+                    if watching.console is None or not controller.stopped:
+                        raise
+                    break  # stopped on the page, which goes on from here
                 episodes.append(episode)
                 write_picture(args.out / "frames" / f"{k + 1:02d}.png", episode.outcome.frame.rgb)
                 picture = decision_picture(episode)
@@ -161,10 +170,19 @@ def _play(
                 mark = "[green]✓[/green]" if episode.success else "[red]✗[/red]"
                 progress.console.print(f"{mark} {title}: {told(episode)}", highlight=False)
                 say(title, steps=1)
+            if watching.console is not None:
+                say("orders from the page; Ctrl-C, or Park there, ends it")
+                take_orders(watching.console, runtime)
             say("parking the arm")
             late_s = table.late_s()
         say("finishing the film")
     return late_s
+
+
+def _camera(table: SimulatedTable, watching: Watching) -> Camera:
+    """The table's; read for the watchers' sake, which costs a processor, only where there are such."""
+    camera = SimCamera(table.camera_address)
+    return WatchedCamera(camera, watching.frame) if watching.wanted else camera
 
 
 def _recorder(args: argparse.Namespace, robot: Robot, held: ExitStack) -> Recorder | None:
@@ -258,7 +276,6 @@ def _episode(table: SimulatedTable, runtime: Runtime, plan: Plan) -> tuple[Episo
     time.sleep(SETTLE_S)
     verdict = table.verdict(plan.task)
     states = table.stop_recording()
-    runtime.watcher.said("back to the ready pose")
     runtime.go_ready()
     return Episode(order, outcome, verdict.success, verdict.reason), states
 

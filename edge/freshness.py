@@ -67,6 +67,10 @@ class FreshnessLimits:
     max_changed: float = MAX_CHANGED
 
 
+SIMULATED = FreshnessLimits(frame_age_s=5.0)
+"""Of the simulated camera: it renders on the processor that everything else runs on; a real one is never this late."""
+
+
 def check_fresh(
     decided: Frame,
     newest: Frame,

@@ -117,10 +117,30 @@ class Runtime:
         self._deadline_s, self._trust_cut, self._freshness = deadline_s, trust_cut, freshness
         self._track, self._recorder = track, recorder
         self._drafts: dict[tuple[Task, str], tuple[int, ...]] = {}
+        self._held: Grasp | None = None  # what the last order picked up
 
     def go_ready(self) -> None:
         """To the pose from which the camera sees the whole table."""
+        self.watcher.said("to the ready pose")
         self.controller.execute(plan_move(self.controller.setpoint_rad, self.robot.ready_rad))
+
+    def put_back(self) -> None:
+        """Set what was picked up down where it was; nothing where the jaws hold nothing.
+
+        Raises:
+            UserError: the place cannot be reached from where the arm is (nothing moves), or what `Controller.execute`
+                raises.
+        """
+        grasp = self._held
+        if grasp is None or not is_holding(self.kinematics, self.controller.read().position_rad, grasp):
+            return
+        self.watcher.said("putting back what is held")
+        was = grasp.position_base_m
+        way = np.array([was, was + (0.0, 0.0, CLEARANCE_M), was])
+        self.controller.execute(
+            plan_place(self.kinematics, self.controller.setpoint_rad, way, grasp, self.robot.safety.table_z_m)
+        )
+        self._held = None
 
     def carry_out(self, order: Order, attempts: int = 2) -> Outcome:
         """Look, decide, plan and move; look again when the jaws came up empty. Starts from the ready pose.
@@ -295,12 +315,15 @@ class Runtime:
         """Make the motions; why it failed, or nothing."""
         self.watcher.planned(plan.grasp, plan.waypoints_m)
         self.watcher.said("picking")
+        self._held = None
         self.controller.execute(plan.pick)
         if not is_holding(self.kinematics, self.controller.read().position_rad, plan.grasp):
             return "the jaws closed on nothing"
         if plan.place is not None:
             self.watcher.said("placing")
             self.controller.execute(plan.place)
+        else:
+            self._held = plan.grasp
         return ""
 
 

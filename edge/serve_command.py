@@ -7,7 +7,6 @@ import ipaddress
 import os
 import re
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from drivers.errors import UserError
+from edge.serve.listen import address_of, bound, require_packages, url_of
 from edge.shipped import SHIPPED_BUNDLE
 
 if TYPE_CHECKING:
@@ -56,20 +56,13 @@ def run(args: argparse.Namespace) -> int:
     if args.images is not None and not args.images.is_dir():
         raise UserError(f"--images {args.images}: no such folder")
     token = read_token(args.token_file)
-    address = _address(args.host)
+    address = address_of(args.host, f"--host {args.host}")
     if token is None and not ipaddress.ip_address(address).is_loopback:
         raise UserError(
             f"--host {args.host}: other machines reach it, so a token is needed; write one with `openssl rand -hex 32 "
             f"> token` and give --token-file token, or set {TOKEN_VARIABLE}"
         )
-    try:
-        import fastapi  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"`vlar1 serve` needs the package {error.name}, which is not installed: pip install 'vlar1-edge[serve]'"
-        ) from None
+    require_packages("vlar1 serve", "fastapi", "python_multipart", "uvicorn")
     from rich.console import Console
 
     from edge.decode import compile_grammars
@@ -79,17 +72,16 @@ def run(args: argparse.Namespace) -> int:
     from edge.serve.line import Line
 
     console = Console(soft_wrap=True, highlight=False)
-    with _bound(address, args.host, args.port) as listener:
+    with bound(address, args.port, f"--host {args.host} --port {args.port}") as listener:
         engine = OnnxEngine(load_bundle(args.bundle))
         compile_grammars(engine.bundle)
         line = Line(engine)
         server = make_server(build_app(line, token, args.images))
-        shown = f"[{address}]" if ":" in address else address
         try:
             with _ending(server):
                 listener.listen()  # who connects before the server runs is kept waiting by the system
                 console.print(
-                    f"{engine.bundle.path.resolve().name} on http://{shown}:{listener.getsockname()[1]}"
+                    f"{engine.bundle.path.resolve().name} on {url_of(listener)}"
                     f"{'' if token is None else ', with a token'}; Ctrl-C ends it",
                     markup=False,
                 )
@@ -114,28 +106,6 @@ def read_token(path: Path | None) -> str | None:
     if not _TOKEN.fullmatch(token):
         raise UserError(f"{where}: expected a token of 16 or more letters and digits; `openssl rand -hex 32` makes one")
     return token
-
-
-def _address(host: str) -> str:
-    """The IP address of a host name, the first of several."""
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise UserError(f"--host {host}: no such address; give one of this machine, for example 127.0.0.1") from None
-    return str(found[0][4][0]).partition("%")[0]
-
-
-@contextmanager
-def _bound(address: str, host: str, port: int) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as listener:
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((address, port))
-        except OSError as error:
-            raise UserError(
-                f"--host {host} --port {port}: cannot listen there: {error.strerror}; give another --port, or 0"
-            ) from None
-        yield listener
 
 
 @contextmanager

@@ -52,7 +52,11 @@ class Watchers(Watcher):
     """Several watchers as one. One that fails is told nothing more; ``complain`` gets a line that says why."""
 
     def __init__(self, watchers: Iterable[Watcher], complain: Callable[[str], None]) -> None:
-        self._watchers, self._complain = list(watchers), complain
+        self._watchers, self.complain = list(watchers), complain
+
+    def add(self, watcher: Watcher) -> None:
+        """One more, from now on."""
+        self._watchers.append(watcher)
 
     def frame(self, frame: Frame) -> None:
         self._tell(lambda one: one.frame(frame))
@@ -83,5 +87,6 @@ class Watchers(Watcher):
             try:
                 told(one)
             except Exception as error:  # whatever a viewer does wrong is not the robot's trouble
-                self._watchers.remove(one)
-                self._complain(f"{type(one).__name__}: {error or type(error).__name__}; it is told nothing more")
+                if one in self._watchers:  # two threads may find out at once
+                    self._watchers.remove(one)
+                self.complain(f"{type(one).__name__}: {error or type(error).__name__}; it is told nothing more")

@@ -21,6 +21,7 @@ from drivers.errors import DeviceError
 from drivers.protocols import JointState
 from drivers.recording import Recorder
 from drivers.robot import Robot
+from edge.control.causes import why
 from edge.control.loop_arm import LoopArm
 from edge.control.servo_loop import RATE_HZ, Cause, ServoLoop, ServoState, State
 from edge.motion import JointTrajectory, plan_move, plan_rest
@@ -352,11 +353,11 @@ class Controller:
 
     def _ended(self, state: ServoState) -> DeviceError:
         """Why a motion ended before its time. A bus that comes back, a servo that was reset are made good first."""
-        self._note("motion ended", _why(state, self.robot.joint_names))
+        self._note("motion ended", why(state, self.robot.joint_names))
         if state.state == State.STOPPED:
             self._await_rest()
             return MotionError(f"arm: stopped ({self._stop_reason or 'stop was called'}); it holds; restart it first")
-        reason = _why(state, self.robot.joint_names)
+        reason = why(state, self.robot.joint_names)
         if state.cause in (Cause.BUS_LOST, Cause.SERVO_SILENT, Cause.SERVO_RESET):
             began_s = time.monotonic()
             self._await_bus(reason)
@@ -472,35 +473,6 @@ class Controller:
     def _note(self, name: str, text: str = "") -> None:
         if self.recorder is not None:
             self.recorder.event(time.monotonic(), name, text)
-
-
-def _why(state: ServoState, names: Sequence[str]) -> str:
-    """The cause of a hold in words."""
-    joint = state.cause_joint
-    name = names[joint] if 0 <= joint < len(names) else "a joint"
-    match state.cause:
-        case Cause.WATCHDOG:
-            return "this program was not heard from in time"
-        case Cause.BUS_LOST:
-            return f"port {state.port} was lost; check the USB cable and the adapter"
-        case Cause.SERVO_SILENT:
-            return f"{name} does not answer; check its cable"
-        case Cause.SERVO_RESET:
-            return f"{name} lost its torque; it was reset, or in overload"
-        case Cause.CONTACT:
-            return f"{name} pushes against something (load {abs(state.load[joint]):.2f})"
-        case Cause.NOT_FOLLOWING:
-            told, at = state.setpoint_rad[joint], state.position_rad[joint]
-            return (
-                f"{name} does not follow: told {told:.2f} rad, is at {at:.2f} rad; look for something in its way, or a "
-                "servo in overload"
-            )
-        case Cause.TEMPERATURE:
-            return f"{name} has {state.temperature_c[joint]:.0f} degrees Celsius; let it cool"
-        case Cause.VOLTAGE:
-            return f"{name} has {state.voltage_v[joint]:.1f} V; check the supply"
-        case _:
-            return "told to hold"
 
 
 def _unless_interrupted(action: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 256
@@ -33,6 +34,11 @@ class Connection(H11Protocol):
         _stop(self._idle)
         _stop(self._unread)
         super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """From here on it is a WebSocket's, which times itself."""
+        _stop(self._idle)
+        super().handle_websocket_upgrade(event)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request; once its head is complete, the application times the rest."""

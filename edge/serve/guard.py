@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import logging
 import time
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.serve.errors import told
+from edge.serve.local import require_local
 from edge.serve.metrics import Metrics
 
 MAX_BODY_BYTES = 16_000_000
@@ -78,11 +77,7 @@ class Guard:
             if not right and path != HEALTH:
                 raise HTTPException(401, "send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
         else:
-            host, origin = headers.get("host", ""), headers.get("origin")
-            if host and not _is_loopback(f"//{host}"):
-                raise HTTPException(403, "this server answers to localhost and 127.0.0.1 alone, without a token")
-            if origin is not None and not _is_loopback(origin):
-                raise HTTPException(403, "this server answers no pages of other sites without a token")
+            require_local(headers)
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
             raise _too_large()
@@ -112,15 +107,6 @@ class _Body:
             raise _too_large()
         self._complete = not message.get("more_body", False)
         return message
-
-
-def _is_loopback(url: str) -> bool:
-    """Whether the host of a URL means the machine itself, whatever a name server says."""
-    try:
-        host = urlsplit(url).hostname
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
 
 
 def _too_large() -> HTTPException:

@@ -116,7 +116,7 @@ def test_wrong_arguments_are_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
         serve_command.run(arguments("--images", str(tmp_path / "none")))
     with pytest.raises(UserError, match="no such address"):
         serve_command.run(arguments("--host", "no such host"))
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="give another --port"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="give another port"):
         serve_command.run(arguments("--port", str(taken.getsockname()[1])))
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(UserError, match=r"uvicorn, which is not installed: pip install 'vlar1-edge\[serve\]'"):
