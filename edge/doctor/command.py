@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         groups = {group: [asdict(finding) for finding in findings] for group, findings in report.items()}
         print(json.dumps({"works": works(report), "groups": groups}, indent=2))
     else:
-        _show(report)
+        show(report)
     return 0 if works(report) else 1
 
 
@@ -71,7 +71,8 @@ def checks(bundle: Path, robot: Path | None) -> list[Check]:
     return found
 
 
-def _show(report: dict[str, list[Finding]]) -> None:
+def show(report: dict[str, list[Finding]]) -> None:
+    """Print findings by group, each with what to type."""
     from rich.console import Console
     from rich.markup import escape
 
