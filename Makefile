@@ -24,18 +24,26 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --hypothesis-profile=ci
 # failed is tried once more.
 AGAIN = $(PYTEST) -m alone --last-failed --last-failed-no-failures none
 
-.PHONY: demo install test clean
+.PHONY: demo install test browser clean
 
 demo: install
 	$(BIN)/vlar1 demo $(DEMO_ARGS)
 
 install: $(VENV)/.installed
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test browser
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(PYTEST) -m alone || $(AGAIN)
 	$(PYTEST) -m "not alone" -n 2 --dist loadfile
+
+# The operator's page is tested in a real Chromium: the system's, installed where that may be, else playwright's own.
+browser: $(VENV)/.installed-test
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+		echo "installing Chromium"; \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; \
+		then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; \
+		else $(BIN)/playwright install chromium; fi; }
 
 $(BIN)/python:
 	@echo "making $(VENV) with $$($(PYTHON) --version)"

@@ -21,8 +21,10 @@ _SPECIAL = (
 ALONE = (
     "drivers/",
     "test_benchmarks.py",
-    *(f"edge/test_{name}" for name in ("arm_", "ask", "calibrate_check", "camera_command", "cli", "controller")),
-    *(f"edge/test_{name}" for name in ("demo", "follower", "loop", "native", "replay", "serve", "stop_input")),
+    "test_docs.py",
+    *(f"edge/test_{name}" for name in ("arm_", "ask", "calibrate_check", "camera_command", "cli", "console")),
+    *(f"edge/test_{name}" for name in ("controller", "demo", "follower", "loop", "native", "replay", "run", "serve")),
+    "edge/test_stop_input",
     *(f"training/test_{name}" for name in ("cot_resume", "scenes")),
 )
 """Files with servo loops, devices, signals or servers in real time: they have the machine to themselves."""

@@ -32,6 +32,7 @@ constexpr int64_t kTransactDisarmedNs = 20'000'000;
 constexpr double kJumpRad = 0.5, kJumpRadS = 10.0;  // more than this since the last reading is a damaged byte
 constexpr int kTorqueConfirmations = 2;
 constexpr uint64_t kLateCycles = 4;   // so long an answer may still come
+constexpr size_t kPaddings = 8;        // numbers of bytes that a reading may have more than it needs
 constexpr int kThreads = 3;            // that take turns
 constexpr int kRestCycles = 40;  // at rest without a commander, before the end
 constexpr int kRealtimePriority = 50;
@@ -371,8 +372,23 @@ bool ServoLoop::transaction_waits() const {
     return false;
   const Command& command = shared_->command;
   if (static_cast<CommandKind>(command.kind) != CommandKind::kTransact) return false;
-  const bool reads = static_cast<Operation>(command.operation) == Operation::kRead;
-  return !may_ask(command.address, reads ? command.size : 0);
+  if (static_cast<Operation>(command.operation) == Operation::kRead) return false;  // it tells its own answer: `own_size`
+  return !may_ask(command.address, 0);
+}
+
+// How many bytes to ask for where `size` are wanted: more, another number than lately, and none that the loop itself asks
+// for. Whatever comes late for another request then has another size and is dropped, however late.
+size_t ServoLoop::own_size(size_t size) {
+  const BusLayout& layout = config_.layout;
+  size_t asked = 0;
+  const auto taken = [&](size_t other) { return other == asked; };
+  do {
+    padding_ = padding_ % kPaddings + 1;
+    asked = size + padding_;
+  } while (taken(layout.position.size) || taken(layout.block.size) || taken(layout.torque.size) ||
+           std::any_of(sizes_.begin(), sizes_.end(), taken));
+  sizes_[size_turn_++ % sizes_.size()] = asked;
+  return asked;
 }
 
 bool ServoLoop::send_setpoints() {
@@ -541,14 +557,15 @@ Result ServoLoop::transact(const Command& command, int64_t deadline_ns) {
   const auto operation = static_cast<Operation>(command.operation);
   const std::vector<uint8_t> ids(command.ids, command.ids + std::min<size_t>(command.id_count, kMaxJoints));
   const size_t size = std::min<size_t>(command.size, kTransactBytes);
+  const size_t asked = operation == Operation::kRead ? own_size(size) : size;
   Bytes request;
   size_t params = 0;
   if (operation == Operation::kPing) {
     request = build(protocol_, ids[0], kPing, {});
     params = protocol_ == Protocol::kDynamixel ? 3 : 0;
   } else if (operation == Operation::kRead) {
-    request = build_sync_read(protocol_, ids, command.address, static_cast<uint16_t>(size));
-    params = size;
+    request = build_sync_read(protocol_, ids, command.address, static_cast<uint16_t>(asked));
+    params = asked;
   } else if (operation == Operation::kWrite) {
     request = build_write(protocol_, ids[0], command.address, Bytes(command.data, command.data + size));
   } else {
@@ -600,7 +617,7 @@ Result ServoLoop::transact(const Command& command, int64_t deadline_ns) {
       const auto i = static_cast<size_t>(found - ids.begin());
       reply.answered |= 1u << i;
       reply.errors[i] = status.error;
-      std::copy(status.params.begin(), status.params.end(), reply.data + i * kTransactBytes);
+      std::copy_n(status.params.begin(), std::min(size, status.params.size()), reply.data + i * kTransactBytes);
     }
   }
   now_.damaged += parser_.damaged - damaged;

@@ -1,6 +1,7 @@
 // The servo loop: owns the bus, sends setpoints at a fixed rate, and is the state machine that keeps the arm safe.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -43,6 +44,7 @@ class ServoLoop {
   void expect_late(uint32_t address, size_t size);
   void take(const Register& reg, size_t joint, const Status& status, int64_t now_ns);
   void take_position(size_t joint, int64_t count, int64_t now_ns);
+  size_t own_size(size_t size);
   Result transact(const Command& command, int64_t deadline_ns);
   void publish(bool written);
   bool fresh(int64_t now_ns) const;
@@ -80,6 +82,9 @@ class ServoLoop {
     uint64_t until_cycle;
   };
   std::vector<Late> late_;
+  // Of the readings of single servos: the latest numbers of bytes asked for.
+  std::array<size_t, 3> sizes_{};
+  size_t size_turn_ = 0, padding_ = 0;
   int rested_ = 0;
 
   // Of the threads that take turns: whoever holds `turn_` has all of the above.

@@ -477,11 +477,12 @@ def test_a_bad_line_is_seen_in_the_counters_only(faults: LineFaults) -> None:
     check_wire(bench)
 
 
-def test_a_late_answer_is_not_taken_for_that_of_another_register() -> None:
+@pytest.mark.parametrize("late_s", [0.003, 0.04])
+def test_a_late_answer_is_not_taken_for_that_of_another_register(late_s: float) -> None:
     class LateTorque(FollowingBank):
         def handle(self, packet: Packet) -> list[Packet]:
             if packet.code == SYNC_READ and packet.params[0] == tables.TORQUE_ENABLE.address:
-                time.sleep(0.003)  # the loop waits a quarter of 5 ms
+                time.sleep(late_s)  # the loop waits a quarter of 5 ms
             return super().handle(packet)
 
     bank = LateTorque(ROBOT, ROBOT.ready_rad)
