@@ -9,6 +9,9 @@ process of its own. Against it, at once, until the time is up:
 - 4 that are slow: a request's head or body a byte at a time, or an answer never read;
 - 4 that leave: they ask and close the connection after 0.01 to 16 s, in the line, at the model or midway in a stream.
 
+Beside it an emulated arm swings, commanded from here: its servo loop's cycles are timed alone for `ALONE_S`, then all
+the while. Nothing asks for real-time priority.
+
 Before, the same images are decided on in this process: an honest answer is right if it is that text, mixed if it is
 another one, lost if it is none. Memory is the server's resident set, every half second; its slope is a line through the
 second half. At the end the server is told to stop, and must end with 0.
@@ -27,6 +30,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,12 +42,14 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.machine import console, exit_code, machine
+from benchmarks.servo_jitter import PERIOD_S, SPARE_S, InOwnProcess, NativeLoop, WireArm, period_figures
 from drivers.errors import UserError
 from drivers.robot import load_robot
 from drivers.sim.render import CAMERA, camera_pose, render
 from drivers.sim.scene import draw_scene
 from drivers.sim.world import build_model, set_arm
 from edge import contract
+from edge.control import ServoLoop
 from edge.decode import decide
 from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
@@ -53,6 +59,7 @@ from edge.shipped import SHIPPED_BUNDLE
 CLIENTS, BAD = 50, 4
 SCENES = 12
 SAMPLE_S = 0.5
+ALONE_S = 30.0
 # The command itself, whether or not its entry point is installed.
 SERVER = """
 import argparse, sys
@@ -273,6 +280,38 @@ def slope_mb_per_min(samples: list[Sample]) -> float | None:
     return float(np.polyfit([s.t_s for s in half], [s.rss_mb for s in half], 1)[0]) * 60
 
 
+class Swinging:
+    """An emulated arm that swings for some seconds, each cycle of its servo loop timed; a context manager."""
+
+    def __init__(self, seconds: float) -> None:
+        robot = load_robot()
+        self._held = ExitStack()
+        with ExitStack() as held:
+            arm = held.enter_context(InOwnProcess(WireArm, robot, robot.ready_rad))
+            self._loop = held.enter_context(ServoLoop(robot, arm.call("port"), realtime=False))
+            while not (self._loop.state().position_s > 0).all():
+                time.sleep(PERIOD_S)
+            self._loop.arm(self._loop.state().position_rad)
+            self._native = NativeLoop(self._loop, seconds + SPARE_S)
+            self._native.start()
+            held.callback(self._native.finish)
+            self._held = held.pop_all()
+
+    def cycles(self, meanwhile: Callable[[], object]) -> dict[str, float]:
+        """Figures of the cycles while something else goes on; ``interrupted``: times that the arm held on its way."""
+        start_s, interrupted = time.monotonic(), self._native.interrupted
+        meanwhile()
+        found = period_figures(self._native.began_s, self._native.busy_s, start_s, time.monotonic())
+        names = ("p50_ms", "p999_abs_error_ms", "max_abs_error_ms", "missed", "cycles")
+        return {**{name: found[name] for name in names}, "interrupted": self._native.interrupted - interrupted}
+
+    def __enter__(self) -> Swinging:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.server_load", description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=300.0, help="for so long (default: 300)")
@@ -289,14 +328,20 @@ def main() -> int:
         assert server.stdout is not None
         port = int(server.stdout.readline().rpartition(":")[2].partition(";")[0])
         before = sample(server.pid, 0.0)
-        seen, samples = asyncio.run(load(port, server.pid, all_cases, args.clients, args.seconds))
+        with Swinging(ALONE_S + args.seconds) as arm:
+            alone = arm.cycles(lambda: time.sleep(ALONE_S))
+            loads: list[tuple[Seen, list[Sample]]] = []
+            beside = arm.cycles(
+                lambda: loads.append(asyncio.run(load(port, server.pid, all_cases, args.clients, args.seconds)))
+            )
+        seen, samples = loads[0]
         after = sample(server.pid, args.seconds)
         server.send_signal(signal.SIGTERM)
         ended = server.wait(150)
     finally:
         server.kill()
         server.wait()
-    report = figures(all_cases, seen, samples, before, after, ended)
+    report = {**figures(all_cases, seen, samples, before, after, ended), "servo alone": alone, "servo beside": beside}
     show(report)
     if args.json:
         results = {"seconds": args.seconds, "clients": args.clients, **report}

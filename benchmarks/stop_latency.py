@@ -27,6 +27,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,8 @@ class Commander:
 class Bench:
     """One arm on the wire, and a commander whenever one is needed; a context manager."""
 
+    commanded_by: type[Commander] = Commander
+
     def __init__(self, streams: int) -> None:
         self._robot, self._streams = load_robot(), streams
         self._context = multiprocessing.get_context("spawn")
@@ -183,12 +186,7 @@ class Bench:
     def run(self, kind: str) -> dict[str, float] | None:
         """Milliseconds of one stop; None where it could not be told when it began."""
         commander = self._with_commander()
-        commander.call("to_start")
-        self._arm.call("forget")
-        began_s = commander.call("dash")
-        steady_s = began_s + RAMP_CYCLES * PERIOD_S + SETTLE_S
-        last_s = began_s + (RAMP_CYCLES + STEADY_CYCLES) * PERIOD_S - REACT_S
-        at_s = float(self.rng.uniform(steady_s, last_s))
+        steady_s, at_s, last_s = self._set_off(commander)
         found: dict[str, float] = {}
         if kind == "stop":
             at_s = commander.call("stop_at", at_s)
@@ -206,13 +204,22 @@ class Bench:
             self._bury()
         else:
             os.kill(commander.pid, signal.SIGCONT)
-        if at_s > last_s:
-            return None
-        times_s = decelerating_and_still(t_s, counts[:, DASHING], steady_s, at_s)
+        times_s = None
+        if at_s <= last_s:
+            times_s = decelerating_and_still(t_s, counts[:, DASHING], steady_s, at_s)
         if times_s is None:
             return None
         found["to_decelerating_ms"], found["to_standstill_ms"] = ((moment - at_s) * 1e3 for moment in times_s)
         return found
+
+    def _set_off(self, commander: InOwnProcess) -> tuple[float, float, float]:
+        """A dash begins: from when it is steady, a random moment to stop it, and the last such."""
+        commander.call("to_start")
+        self._arm.call("forget")
+        began_s = commander.call("dash")
+        steady_s = began_s + RAMP_CYCLES * PERIOD_S + SETTLE_S
+        last_s = began_s + (RAMP_CYCLES + STEADY_CYCLES) * PERIOD_S - REACT_S
+        return steady_s, float(self.rng.uniform(steady_s, last_s)), last_s
 
     def close(self) -> None:
         if self._commander:
@@ -229,7 +236,7 @@ class Bench:
         if self._commander is None:
             self._heard_s = self._context.RawValue("d", 0.0)
             port = self._arm.call("port")
-            self._commander = InOwnProcess(Commander, self._robot, port, self._heard_s, self._streams)
+            self._commander = InOwnProcess(self.commanded_by, self._robot, port, self._heard_s, self._streams)
             self._servo_pid = self._commander.call("servo_pid")
         return self._commander
 
@@ -276,11 +283,11 @@ def decelerating_and_still(t_s: Array, counts: Array, steady_s: float, at_s: flo
     return float(at[off.argmax()]), float(at[np.nonzero(steps.any(axis=1))[0][-1]])
 
 
-def measure(stops: int, streams: int) -> dict[str, dict[str, object]]:
-    """{kind: figures}: medians and worst of that many stops each."""
+def measure(bench: Bench, kinds: Sequence[str], stops: int) -> dict[str, dict[str, object]]:
+    """{kind: figures}: medians and worst of that many stops each; the bench is closed."""
     figures: dict[str, dict[str, object]] = {}
-    with Bench(streams) as bench:
-        for kind in KINDS:
+    with bench:
+        for kind in kinds:
             runs: list[dict[str, float]] = []
             unclear = 0
             while len(runs) < stops:
@@ -299,20 +306,8 @@ def measure(stops: int, streams: int) -> dict[str, dict[str, object]]:
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.stop_latency", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one stop of each kind, idle alone")
-    parser.add_argument("--stops", type=int, default=STOPS, metavar="N", help=f"of each kind (default: {STOPS})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    args = parser.parse_args()
-    if args.stops < 1:
-        raise UserError(f"--stops {args.stops}: expected one or more")
-    screen, cores = console(), os.cpu_count() or 1
-    stops = 1 if args.quick else args.stops
-    screen.print(f"{cores} cores, load {os.getloadavg()[0]:.1f} before; medians and worst of {stops} stops each, ms")
-    found = {"idle": measure(stops, 0)}
-    if not args.quick:
-        found["load"] = measure(stops, cores)
+def table_of(found: Mapping[str, Mapping[str, Mapping[str, object]]]) -> Table:
+    """{mode: {kind: figures}} as a table."""
     table = Table(title="from the stop to ...")
     heads = ("", "", "decelerating p50", "worst", "standstill p50", "worst", "hold began p50", "worst", "unclear")
     for i, heading in enumerate(heads):
@@ -324,7 +319,24 @@ def main() -> None:
                 values: Any = row.get(name)
                 cells += [f"{values['p50']:.1f}", f"{values['worst']:.1f}"] if values else ["-", "-"]
             table.add_row(mode, kind, *cells, str(row["unclear"]))
-    screen.print(table)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stop_latency", description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one stop of each kind, idle alone")
+    parser.add_argument("--stops", type=int, default=STOPS, metavar="N", help=f"of each kind (default: {STOPS})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    args = parser.parse_args()
+    if args.stops < 1:
+        raise UserError(f"--stops {args.stops}: expected one or more")
+    screen, cores = console(), os.cpu_count() or 1
+    stops = 1 if args.quick else args.stops
+    screen.print(f"{cores} cores, load {os.getloadavg()[0]:.1f} before; medians and worst of {stops} stops each, ms")
+    found = {"idle": measure(Bench(0), KINDS, stops)}
+    if not args.quick:
+        found["load"] = measure(Bench(cores), KINDS, stops)
+    screen.print(table_of(found))
     timeout_ms = load_robot().safety.command_timeout_s * 1e3
     screen.print(f"hung: {timeout_ms:.0f} ms of it are the time after which a commander counts as gone")
     if args.json:

@@ -3,8 +3,9 @@
 ``python -m benchmarks.tracing [--quick] [--json FILE] [--bundle DIR]``. Spans are timed in stretches of a thousand with
 the loop around them taken off, each kind in turns, and the median stretch counts. Decisions on one frame are made with
 tracing on and off in pairs, the order of each pair drawn; what counts is the median difference within a pair, with its
-95 % interval by resampling pairs. Memory is what the process has resident before and after a million spans in a ring
-that is full, and what Python itself holds.
+95 % interval by resampling pairs. For the servo loop an emulated arm swings with tracing on and off, in turns of eight
+seconds: each of its cycles is a span that the commander writes. Memory is what the process has resident before and
+after a million spans in a ring that is full, and what Python itself holds.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.machine import console, exit_code, machine
-from edge.ask import SHIPPED_BUNDLE
+from benchmarks.servo_jitter import InOwnProcess, WireArm, period_figures, swing
+from drivers.robot import load_robot
+from edge.control import Controller
 from edge.decode import compile_grammars, decide
 from edge.engine.bundle import load_bundle
 from edge.engine.onnx import OnnxEngine
 from edge.memory_speed import memory_bytes
+from edge.motion import JointTrajectory
 from edge.profile.show import table_picture
+from edge.shipped import SHIPPED_BUNDLE
 from edge.trace import OFF, Tracer
 from edge.trace_export import prometheus_text, trace_events
 
 STRETCH = 1000
+SWING_S, SWING_STEP_S = 8.0, 0.05
 AIM_NS = 2000.0
 
 
@@ -105,6 +111,38 @@ def decisions(bundle: Path, pairs: int) -> dict[str, float]:
     }
 
 
+def servo_loop(turns: int) -> dict[str, dict[str, float]]:
+    """The servo loop and its commander while an emulated arm swings, with tracing on and off in turns.
+
+    {"on" or "off": figures of `benchmarks.servo_jitter.period_figures`, and ``commander_cores``: the commander's
+    processor time, of a second}. Medians over the turns.
+    """
+    robot, rng = load_robot(), np.random.default_rng(1)
+    seen: dict[str, list[dict[str, float]]] = {"on": [], "off": []}
+    times_s, away_rad = swing(SWING_S, SWING_STEP_S)
+    way = np.repeat(robot.ready_rad[None], len(times_s), axis=0)
+    way[:, 0] += away_rad
+    with (
+        InOwnProcess(WireArm, robot, robot.ready_rad) as arm,
+        Controller(robot, arm.call("port"), stop_inputs=(), realtime=False) as controller,
+    ):
+        for _ in range(turns):
+            for name in rng.permutation(list(seen)):
+                controller.tracer = Tracer() if name == "on" else OFF
+                controller.move_to(robot.ready_rad)
+                since, _ = controller.loop.cycles()
+                start_s, cpu_s = time.monotonic(), time.process_time()
+                controller.execute(JointTrajectory(times_s, way))
+                cpu_s, end_s = time.process_time() - cpu_s, time.monotonic()
+                _, cycles = controller.loop.cycles(since)
+                figures = period_figures(cycles.t_s, cycles.busy_s, start_s, end_s)
+                seen[str(name)].append({**figures, "commander_cores": cpu_s / (end_s - start_s)})
+    return {
+        name: {figure: float(np.median([row[figure] for row in rows])) for figure in rows[0]}
+        for name, rows in seen.items()
+    }
+
+
 def memory(spans: int) -> dict[str, float]:
     """Bytes that ``spans`` more spans take, once the ring is full."""
     tracer = Tracer()
@@ -169,6 +207,12 @@ def main() -> int:
         f"{found['added_ms']:+.3f} ms ({found['added_low_ms']:+.3f} to {found['added_high_ms']:+.3f}), "
         f"by the spans' own cost {found['spans'] * costs['span'] * 1e-6:.3f}"
     )
+    report["servo_loop"] = loop = servo_loop(max(1, 12 // part))
+    for name, row in loop.items():
+        screen.print(
+            f"servo loop, tracing {name}: cycles off by {row['p999_abs_error_ms']:.3f} ms at most in 99.9 %, busy "
+            f"{row['busy_p99_ms']:.2f} ms in 99 %; its commander takes {row['commander_cores']:.4f} cores"
+        )
     report["memory"] = kept = memory(1_000_000 // part)
     screen.print(
         f"{kept['spans']:,} spans in a full ring: {kept['resident_grown_bytes'] / 1e3:.0f} kB more resident, "
