@@ -476,3 +476,24 @@ def test_an_arm_that_is_stopped_ends_the_thinking(
     monkeypatch.setattr(edge.loop, "decide", decide)
     outcome = started(camera, arm).carry_out(Order("pick up the red cube", place=False))
     assert not outcome.done and "stopped while the model was thinking" in outcome.reason and not arm.moves
+
+
+def test_what_was_picked_up_is_put_back_once(
+    camera: StillCamera, arm: ObedientController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, cube_box())
+    monkeypatch.setattr(edge.loop, "is_holding", lambda *args: True)
+    runtime = started(camera, arm)
+    runtime.put_back()
+    assert not arm.moves  # nothing is held
+    assert runtime.carry_out(Order("pick up the red cube", place=False)).done
+    held_rad = arm.position.copy()
+    runtime.put_back()
+    put, kinematics = arm.moves[-1].position_rad, runtime.kinematics
+    lowest = min(put, key=lambda q_rad: kinematics.fk(q_rad)[2, 3])
+    x, y, z = kinematics.grasp_point(lowest, 0.03)[:3, 3]
+    assert np.hypot(x - CUBE.x_m, y - CUBE.y_m) < 0.005 and z < 0.03 < kinematics.grasp_point(held_rad, 0.03)[2, 3]
+    assert put[-1][-1] > held_rad[-1]  # the jaws have let go
+    moves = len(arm.moves)
+    runtime.put_back()
+    assert len(arm.moves) == moves
