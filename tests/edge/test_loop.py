@@ -491,7 +491,7 @@ def test_what_was_picked_up_is_put_back_once(
     runtime.put_back()
     put, kinematics = arm.moves[-1].position_rad, runtime.kinematics
     lowest = min(put, key=lambda q_rad: kinematics.fk(q_rad)[2, 3])
-    x, y, z = kinematics.grasp_point(lowest, 0.03)[:3, 3]
+    x, y, z = kinematics.grasp_point(lowest, kinematics.angle_to_opening(lowest[-1]))[:3, 3]
     assert np.hypot(x - CUBE.x_m, y - CUBE.y_m) < 0.005 and z < 0.03 < kinematics.grasp_point(held_rad, 0.03)[2, 3]
     assert put[-1][-1] > held_rad[-1]  # the jaws have let go
     moves = len(arm.moves)
