@@ -13,6 +13,7 @@ from rich.console import Console as Terminal
 from calib.calibration import Calibration
 from drivers.errors import UserError
 from edge.control import Controller
+from edge.rerun_view import destination
 from edge.serve.listen import address_of, bound, require_packages
 from edge.trace import Tracer
 from edge.watch import Watchers
@@ -34,7 +35,7 @@ class Watching(Watchers):
         console: the operator's page once the run has begun, where one was asked for.
 
     Raises:
-        UserError: a package is missing, or the address cannot be listened at.
+        UserError: a package is missing, the address cannot be listened at, or there is nothing to stream to.
     """
 
     def __init__(self, args: argparse.Namespace, terminal: Terminal) -> None:
@@ -51,6 +52,8 @@ class Watching(Watchers):
             address = address_of(host, option)
             self._remote = not ipaddress.ip_address(address).is_loopback
             self._listener = self._held.enter_context(bound(address, port, option))
+        if self._args.rerun is not None:
+            destination.check(self._args.rerun or None)
         return self
 
     @property
@@ -73,6 +76,13 @@ class Watching(Watchers):
             self._held.callback(self.console.close)
             self.add(self.console)
             self._terminal.print(f"the operator's page: {self.console.url}", markup=False)
+        if self._args.rerun is not None:
+            from edge.rerun_view.view import RerunView
+
+            where = self._args.rerun or None
+            view = RerunView(where, controller.robot, calibration, controller.loop, tracer)
+            self._held.callback(view.close)
+            self.add(view)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

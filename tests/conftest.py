@@ -23,7 +23,10 @@ ALONE = (
     "test_benchmarks.py",
     "test_docs.py",
     *(f"edge/test_{name}" for name in ("arm_", "ask", "calibrate_check", "camera_command", "cli", "console")),
-    *(f"edge/test_{name}" for name in ("controller", "demo", "follower", "loop", "native", "replay", "run", "serve")),
+    *(
+        f"edge/test_{name}"
+        for name in ("controller", "demo", "follower", "loop", "native", "replay", "rerun", "run", "serve")
+    ),
     "edge/test_stop_input",
     *(f"training/test_{name}" for name in ("cot_resume", "scenes")),
 )

@@ -73,14 +73,14 @@ def command(arguments: list[str]) -> subprocess.Popen[str]:
 
 def test_one_order_is_carried_out_judged_by_physics(desk: Desk, tmp_path: Path) -> None:
     desk.table.lay_out(SCENE)
-    place = ("put the red cube in the blue bowl", "--place", "--yes", "--record", str(tmp_path / "run.mcap"))
-    process = command(desk.arguments(*place))
+    kept = ("--record", str(tmp_path / "run.mcap"), "--rerun", str(tmp_path / "run.rrd"))
+    process = command(desk.arguments("put the red cube in the blue bowl", "--place", "--yes", *kept))
     printed = process.communicate()[0]
     assert process.returncode == 0, printed
     assert "✓ done" in printed and "decode" in printed  # the table of stages
     x, y, z = desk.table.position(0)
     assert np.hypot(x - BOWL.x_m, y - BOWL.y_m) < BOWL.size_m[0] and z < 0.05, printed
-    assert (tmp_path / "run.mcap").stat().st_size > 10_000
+    assert all((tmp_path / f"run.{kind}").stat().st_size > 10_000 for kind in ("mcap", "rrd"))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,7 @@ def test_one_order_is_carried_out_judged_by_physics(desk: Desk, tmp_path: Path) 
         ([ORDER, "--console", "nowhere"], "expected PORT or HOST:PORT"),
         ([ORDER, "--console", "70000"], "expected PORT or HOST:PORT"),
         ([ORDER, "--console", "192.0.2.1:80"], "cannot listen there"),
+        ([ORDER, "--rerun", "run.txt"], "expected a file FILE.rrd"),
         ([ORDER, "--robot", "koch.yaml"], "koch.yaml"),
         ([ORDER, "--bundle", "nothing"], "nothing"),
         ([ORDER], "add --yes"),  # nobody is at a keyboard
