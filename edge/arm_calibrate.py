@@ -38,6 +38,7 @@ from edge.arm_calibration import (
     write_file,
 )
 from edge.arm_keys import CLOSED, Keys
+from edge.arm_robot_file import check_robot_out, write_robot_file
 
 HALF_TURN = 2047  # where LeRobot puts the middle: half of 4095, rounded down
 _FEETECH_OFFSET = 2047  # the greatest that Homing_Offset holds
@@ -49,17 +50,28 @@ _BAR = 28
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record a calibration (``--out``) or put one into the servos (``--from``); 0."""
+    """Record a calibration (``--out``) or put one into the servos (``--from``), and make a robot file with it; 0."""
     robot = load_robot(args.robot)
     console = Console(highlight=False)
+    calibration: Path = args.source or args.out
+    robot_out: Path | None = args.robot_out
+    if robot_out is not None:
+        if robot_out.resolve() == calibration.resolve():
+            raise UserError(f"--robot-out {robot_out}: is the calibration's file too; name another")
+        check_robot_out(robot_out, robot, args.force)
     with ended_in_order():
-        return _restore(args, robot, console) if args.source else _record(args, robot, console)
+        (_restore if args.source else _record)(args, robot, console)
+        if robot_out is not None:
+            write_robot_file(robot_out, robot, calibration, args.port or robot.arm.port)
+            text = f"{robot_out}: written; look through its `safety` before anything moves"
+            console.print(text, markup=False, soft_wrap=True)
+    return 0
 
 
 # From a file
 
 
-def _restore(args: argparse.Namespace, robot: Robot, console: Console) -> int:
+def _restore(args: argparse.Namespace, robot: Robot, console: Console) -> None:
     path: Path = args.source
     robot = robot_with_lerobot(robot, path)
     motors = load_lerobot(path)
@@ -76,13 +88,12 @@ def _restore(args: argparse.Namespace, robot: Robot, console: Console) -> int:
         console.print(f"{path}: its offsets and limits are in the servos", markup=False, soft_wrap=True)
     finally:
         bus.close()
-    return 0
 
 
 # By hand
 
 
-def _record(args: argparse.Namespace, robot: Robot, console: Console) -> int:
+def _record(args: argparse.Namespace, robot: Robot, console: Console) -> None:
     out: Path = args.out
     check_out(out, args.force)
     bus = open_bus(robot, args.port)
@@ -114,7 +125,6 @@ def _record(args: argparse.Namespace, robot: Robot, console: Console) -> int:
         bus.close()
     console.print(f"{out}: written, and its offsets and limits are in the servos", markup=False, soft_wrap=True)
     console.print(f"see it at work: `vlar1 arm monitor --calibration {out}`", markup=False, soft_wrap=True)
-    return 0
 
 
 def _release(robot: Robot, bus: ServoBus, keys: Keys, console: Console) -> None:

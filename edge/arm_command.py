@@ -42,7 +42,13 @@ def register(subparsers: Any) -> None:
         metavar="FILE.json",
         help="put the offsets and limits of a file into the servos",
     )
-    calibrate.add_argument("--force", action="store_true", help="replace FILE.json")
+    calibrate.add_argument(
+        "--robot-out",
+        type=Path,
+        metavar="FILE.yaml",
+        help="write a robot file of this arm too: --robot's, with the calibration and the port",
+    )
+    calibrate.add_argument("--force", action="store_true", help="replace FILE.json and FILE.yaml")
     calibrate.add_argument("--torque-off", action="store_true", help="switch torque off first (hold the arm)")
 
     monitor = add("monitor", arm_monitor.run, "angles, load, temperature, faults, live; writes nothing")

@@ -52,7 +52,6 @@ from edge.run_command import add_watchers
 from edge.shipped import SHIPPED_BUNDLE
 from edge.trace import Tracer, latency_table
 from edge.watch import Watcher, Watchers
-from edge.watched_camera import WatchedCamera
 from edge.watching import Watching
 
 CALIBRATION_VIEWS = 12
@@ -133,7 +132,7 @@ def _play(
 
         with (
             SimulatedTable(robot, Scene((), plans[0].scene.look), args.seed) as table,
-            closing(_camera(table, watching)) as camera,
+            closing(watching.camera(SimCamera(table.camera_address))) as camera,
             ExitStack() as held,
             Controller(robot, table.port) as controller,
         ):
@@ -177,12 +176,6 @@ def _play(
             late_s = table.late_s()
         say("finishing the film")
     return late_s
-
-
-def _camera(table: SimulatedTable, watching: Watching) -> Camera:
-    """The table's; read for the watchers' sake, which costs a processor, only where there are such."""
-    camera = SimCamera(table.camera_address)
-    return WatchedCamera(camera, watching.frame) if watching.wanted else camera
 
 
 def _recorder(args: argparse.Namespace, robot: Robot, held: ExitStack) -> Recorder | None:

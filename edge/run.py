@@ -24,7 +24,6 @@ from edge.engine.onnx import OnnxEngine
 from edge.freshness import SIMULATED, FreshnessLimits
 from edge.loop import Order, Outcome, Runtime
 from edge.trace import Tracer, latency_table
-from edge.watched_camera import WatchedCamera
 from edge.watching import Watching
 
 NOT_DONE = 1
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     tracer = Tracer()
     with ExitStack() as held:
         watching = held.enter_context(Watching(args, terminal))
-        camera = held.enter_context(closing(WatchedCamera(open_camera(args.camera), watching.frame)))
+        camera = held.enter_context(closing(watching.camera(open_camera(args.camera))))
         known = CalibratedCamera(camera, calibration.camera, calibration.depth_scale)
         calibration.check(known.intrinsics, camera.serial, robot.name)  # before the arm has torque
         recorder = None

@@ -50,7 +50,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C or SIGTERM; 0."""
+    """Serve until Ctrl-C or SIGTERM; 0. A service manager that started it hears how it is."""
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port {args.port}: expected 0 to 65535")
     if args.images is not None and not args.images.is_dir():
@@ -70,13 +70,17 @@ def run(args: argparse.Namespace) -> int:
     from edge.engine.onnx import OnnxEngine
     from edge.serve.app import build_app, make_server
     from edge.serve.line import Line
+    from edge.serve.notify import NotifyingServer, take_manager
 
+    manager = take_manager()
     console = Console(soft_wrap=True, highlight=False)
     with bound(address, args.port, f"--host {args.host} --port {args.port}") as listener:
         engine = OnnxEngine(load_bundle(args.bundle))
         compile_grammars(engine.bundle)
         line = Line(engine)
         server = make_server(build_app(line, token, args.images))
+        if manager is not None:
+            server = NotifyingServer(server.config, manager, line)
         try:
             with _ending(server):
                 listener.listen()  # who connects before the server runs is kept waiting by the system

@@ -12,11 +12,13 @@ from rich.console import Console as Terminal
 
 from calib.calibration import Calibration
 from drivers.errors import UserError
+from drivers.protocols import Camera
 from edge.control import Controller
 from edge.rerun_view import destination
 from edge.serve.listen import address_of, bound, require_packages
 from edge.trace import Tracer
 from edge.watch import Watchers
+from edge.watched_camera import WatchedCamera
 
 if TYPE_CHECKING:
     from edge.console.console import Console
@@ -56,10 +58,10 @@ class Watching(Watchers):
             destination.check(self._args.rerun or None)
         return self
 
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody will watch."""
-        return self._args.console is not None or self._args.rerun is not None
+    def camera(self, camera: Camera) -> Camera:
+        """The camera as the run is to use it: where anybody will watch, also read for the watchers' sake."""
+        wanted = self._args.console is not None or self._args.rerun is not None
+        return WatchedCamera(camera, self.frame) if wanted else camera
 
     def begin(
         self, controller: Controller, calibration: Calibration, tracer: Tracer, bundle: str, instruction: str = ""

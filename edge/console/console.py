@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import secrets
 import socket
@@ -117,6 +118,10 @@ class Console(Watcher):
         """End the page, once it has said what it was told last."""
         self._closing.set()
         self._threads[0].join(_END_S)
+        # Closing alone ends nothing while a thread reads.
+        with suppress(OSError), socket.socket(fileno=os.dup(self._pipe.fileno())) as both_ways:
+            both_ways.shutdown(socket.SHUT_RDWR)
+        self._threads[1].join(_END_S)
         self._pipe.close()
         try:
             self._process.wait(_END_S)

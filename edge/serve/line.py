@@ -22,6 +22,7 @@ from edge.trace import STAGES, Tracer
 MAX_WAITING = 64
 WAIT_LIMIT_S = 60.0  # in the line
 DECISION_LIMIT_S = 60.0  # at the model: reasoning is cut short so that the answer comes by then
+STUCK_AFTER_S = 2 * DECISION_LIMIT_S  # at the model: no deadline cuts short what comes before the first token
 _STAGES = {"wait", "image", *STAGES}
 _PACE = 0.2  # share of the latest decision in the running mean of what one takes
 
@@ -80,11 +81,18 @@ class Line:
         n_left: questions whose clients left before the answer.
     """
 
-    def __init__(self, engine: Engine, max_waiting: int = MAX_WAITING, wait_limit_s: float = WAIT_LIMIT_S) -> None:
-        self.bundle, self.wait_limit_s = engine.bundle, wait_limit_s
+    def __init__(
+        self,
+        engine: Engine,
+        max_waiting: int = MAX_WAITING,
+        wait_limit_s: float = WAIT_LIMIT_S,
+        stuck_after_s: float = STUCK_AFTER_S,
+    ) -> None:
+        self.bundle, self.wait_limit_s, self._stuck_after_s = engine.bundle, wait_limit_s, stuck_after_s
         self._engine, self._max_waiting = engine, max_waiting
         self._waiting: deque[Turn] = deque()
         self._running: Turn | None = None
+        self._began_s: float | None = None  # what runs
         self._changed = threading.Condition()
         self._closed = False
         self._decision_s = 0.0
@@ -97,6 +105,13 @@ class Line:
     def n_waiting(self) -> int:
         """Questions that wait for their turn."""
         return len(self._waiting)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the model's thread has ended, or is at one decision for longer than any takes."""
+        began_s = self._began_s
+        too_long = began_s is not None and time.perf_counter() - began_s > self._stuck_after_s
+        return too_long or not self._thread.is_alive()
 
     def join(self, question: Question, on_event: Callable[[Event], None] | None = None) -> Turn:
         """Take a place; `on_event` is told in the model's thread.
@@ -156,7 +171,7 @@ class Line:
                 if not self._waiting:
                     return
                 turn = self._running = self._waiting.popleft()
-            began_s = time.perf_counter()
+            began_s = self._began_s = time.perf_counter()
             try:
                 reply = self._decide(turn)
             except _Left:
@@ -167,7 +182,7 @@ class Line:
                 took_s = time.perf_counter() - began_s
                 self._decision_s += (_PACE if self._decision_s else 1.0) * (took_s - self._decision_s)
                 turn.reply.set_result(reply)
-            self._running = None
+            self._running = self._began_s = None
             del turn  # with its image
 
     def _decide(self, turn: Turn) -> Reply:

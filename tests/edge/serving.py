@@ -20,6 +20,7 @@ from edge import contract
 from edge.preprocess import IMAGE_MEAN, IMAGE_STD
 from edge.serve.app import build_app, make_server
 from edge.serve.line import Line
+from edge.serve.notify import Manager, NotifyingServer
 from tests.edge.toy_engine import ToyBundle, ToyEngine, digit_tokenizer, toy_bundle, writes
 
 PATIENCE_S = 20.0
@@ -106,10 +107,16 @@ class Running:
 
 @contextmanager
 def serving(
-    engine: Any, token: str | None = None, images: Path | None = None, **line_settings: Any
+    engine: Any,
+    token: str | None = None,
+    images: Path | None = None,
+    manager: Manager | None = None,
+    **line_settings: Any,
 ) -> Iterator[Running]:
     line = Line(engine, **line_settings)
     server = make_server(build_app(line, token, images))
+    if manager is not None:
+        server = NotifyingServer(server.config, manager, line)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -2,22 +2,29 @@
 
 import json
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from arm_terminal import Terminal, person, terminal, wait_for  # noqa: F401
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from drivers.arm import dynamixel_tables, packets, tables
-from drivers.arm.lerobot import load_lerobot, robot_with_lerobot
+from drivers.arm.lerobot import LeRobotMotor, load_lerobot, robot_with_lerobot
 from drivers.arm.packets import Packet
 from drivers.arm.tables import RAD_PER_COUNT
+from drivers.errors import UserError
 from drivers.robot import load_robot
 from drivers.sim.dynamixel_bank import DynamixelBank
 from drivers.sim.servo_bus import ServoBank, ServoBus
-from edge import cli
+from edge import arm_scan, cli
+from edge.arm_robot_file import write_robot_file
 
 ROBOT = load_robot()
 KOCH = load_robot(ROBOT.path.with_name("koch.yaml"))
@@ -438,6 +445,185 @@ def test_other_offsets_in_the_servos_are_refused_by_name(
             assert f"servo 3 (elbow_flex) holds Homing_Offset 11, but {file} was made with 1053" in error
             assert f"vlar1 arm calibrate --from {file}`" in error
     assert not bank.torque_enabled().any()
+
+
+# A robot file of one's own
+
+
+def own(bus: ServoBus, file: Path, out: Path, *more: str | Path) -> int:
+    return calibrate(bus, "--from", file, "--robot-out", out, *more)
+
+
+def test_a_recording_makes_a_robot_file(user: User, bus: ServoBus, tmp_path: Path) -> None:
+    """The shipped one, comments and all, but for the joints and the port."""
+    out, path = tmp_path / "arm.json", tmp_path / "my-arm.yaml"
+
+    def act() -> None:
+        user.middle()
+        user.sweep()
+        user.terminal.press("\n")
+
+    with person(act):
+        assert calibrate(bus, "--out", out, "--robot-out", path) == 0
+    robot, calibrated = load_robot(path), robot_with_lerobot(ROBOT, out)
+    assert robot.arm.port == bus.port and robot.arm.joints == calibrated.arm.joints
+    assert robot.rest_rad.tolist() == calibrated.rest_rad.tolist()
+    lines, shipped = path.read_text().splitlines(), ROBOT.path.read_text().splitlines()
+    changed = [line.split()[0] for line, before in zip(lines, shipped, strict=True) if line != before]
+    turned = [a.name for a, b in zip(robot.arm.joints, ROBOT.arm.joints, strict=True) if a != b]
+    assert turned and changed == ["port:", *(f"{name}:" for name in turned)]
+    assert sorted(os.listdir(tmp_path)) == ["arm.json", "my-arm.yaml", "so101.xml"]
+    assert (tmp_path / "so101.xml").read_bytes() == ROBOT.model.read_bytes()
+    assert cli.main(["arm", "monitor", "--once", "--robot", str(path)]) == 0
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_robot_file_is_the_calibrated_robot_or_none(data: st.DataObject, tmp_path: Path) -> None:
+    """Whatever was recorded: what is loaded has the calibration's joints and poses, or nothing is there."""
+    robot = data.draw(st.sampled_from([ROBOT, KOCH]))
+    half = HALF if robot is ROBOT else KOCH_HALF
+    motors = {}
+    for i, joint in enumerate(data.draw(st.permutations(robot.arm.joints))):
+        middle = 2047 + data.draw(st.integers(-200, 200))
+        reach = int(half[robot.arm.joints.index(joint)]) + data.draw(st.integers(-60, 60))
+        low, high = max(middle - reach, 0), min(middle + reach, 4095)
+        mode = data.draw(st.integers(0, 1))
+        motors[joint.name] = asdict(LeRobotMotor(i + 1, mode, 0, low, high))
+    file, out = tmp_path / "arm.json", tmp_path / "my-arm.yaml"
+    file.write_text(json.dumps(motors))
+    out.unlink(missing_ok=True)
+    try:
+        write_robot_file(out, robot, file, "/dev/ttyUSB7")
+    except UserError as error:
+        assert str(error).startswith(("LeRobot calibration", f"robot file {out}: field arm.joints."))
+        assert not {"my-arm.yaml", ".my-arm.yaml.tmp"} & set(os.listdir(tmp_path))
+        return
+    written, calibrated = load_robot(out), robot_with_lerobot(robot, file)
+    assert written.arm == replace(calibrated.arm, port="/dev/ttyUSB7")
+    assert np.array_equal([written.rest_rad, written.ready_rad], [calibrated.rest_rad, calibrated.ready_rad])
+    assert written.safety == robot.safety and "# " in out.read_text()
+
+
+def test_a_robot_file_is_replaced_only_when_told_and_keeps_what_was_changed_in_it(
+    file: Path, bank: ServoBank, bus: ServoBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my-arm.yaml"
+    assert own(bus, file, out) == 0
+    out.write_text(out.read_text().replace("table_z_m: 0.0", "table_z_m: 0.03  # measured"))
+    mine, written = out.read_text(), len(bank.writes)
+    assert own(bus, file, out) == 2
+    assert "my-arm.yaml: exists already; name a new file, or add --force" in capsys.readouterr().err
+    assert out.read_text() == mine and len(bank.writes) == written
+
+    motors = json.loads(file.read_text())
+    motors["wrist_flex"] |= {"range_min": motors["wrist_flex"]["range_min"] + 40}
+    file.write_text(json.dumps(motors))
+    before = load_robot(out).arm.joints
+    assert own(bus, file, out, "--robot", out, "--force") == 0
+    assert [a.name for a, b in zip(before, load_robot(out).arm.joints, strict=True) if a != b] == ["wrist_flex"]
+    assert "table_z_m: 0.03  # measured" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [("nowhere/my-arm.yaml", "there is no folder"), ("", "exists already"), ("lerobot.json", "calibration's file too")],
+)
+def test_a_place_where_no_robot_file_can_be_is_refused_before_anything_is_written(
+    file: Path, bank: ServoBank, bus: ServoBus, tmp_path: Path, out: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = file.read_text()
+    assert own(bus, file, tmp_path / out, "--force") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vlar1: --robot-out ") and told in error and error.count("\n") == 1
+    assert file.read_text() == before and not bank.writes and os.listdir(tmp_path) == ["lerobot.json"]
+
+
+def test_a_range_that_no_robot_file_can_hold_leaves_none(
+    file: Path, bus: ServoBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    motors = json.loads(file.read_text())
+    motors["wrist_roll"] |= {"range_min": 1000, "range_max": 2400}
+    file.write_text(json.dumps(motors))
+    assert own(bus, file, tmp_path / "my-arm.yaml") == 2
+    error = capsys.readouterr().err
+    assert f"robot file {tmp_path / 'my-arm.yaml'}: field arm.joints.wrist_roll.zero_count" in error
+    assert error.endswith("; calibrate again\n") and error.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["lerobot.json", "so101.xml"]
+
+
+def test_the_serial_number_is_that_of_the_adapter_that_was_used(
+    file: Path, bus: ServoBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, first, second = (tmp_path / name for name in ("by-id", "first.yaml", "second.yaml"))
+    link.symlink_to(bus.port)
+    monkeypatch.setattr(arm_scan, "adapters", lambda: [("/dev/ttyACM9", "other"), (os.path.realpath(link), "5A46")])
+    assert own(bus, file, first, "--port", link) == 0
+    assert (load_robot(first).arm.port, load_robot(first).arm.usb_serial) == (str(link), "5A46")
+    assert "# Folded onto itself" in first.read_text()
+    assert own(bus, file, second, "--robot", first, "--port", link) == 0
+    assert second.read_text() == first.read_text()
+    monkeypatch.setattr(arm_scan, "adapters", lambda: [])
+    assert own(bus, file, second, "--robot", first, "--port", link, "--force") == 0
+    assert load_robot(second).arm.usb_serial == "5A46"  # same port: what the file knows stays
+    assert own(bus, file, second, "--robot", first, "--force") == 0
+    assert load_robot(second).arm.usb_serial == ""  # another one, that has none
+
+
+@pytest.mark.parametrize(
+    "rewritten",
+    [
+        lambda fields: yaml.safe_dump(fields, default_flow_style=True),
+        lambda fields: json.dumps(fields),
+        lambda fields: yaml.safe_dump(fields).replace("direction: 1", "direction: &d 1", 1).replace(": 2048", ": 2047"),
+        lambda fields: yaml.safe_dump(fields).replace("port: ", "port: !!str  "),
+    ],
+)
+def test_a_robot_file_in_other_yaml_does_as_well(
+    file: Path, bus: ServoBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewritten: Callable[[object], str]
+) -> None:
+    monkeypatch.setattr(arm_scan, "adapters", lambda: [(os.path.realpath(bus.port), "5A46")])
+    base, out = tmp_path / "base.yaml", tmp_path / "my-arm.yaml"
+    (tmp_path / "so101.xml").write_bytes(ROBOT.model.read_bytes())
+    base.write_text(rewritten(yaml.safe_load(ROBOT.path.read_text())))
+    assert own(bus, file, out, "--robot", base) == 0
+    calibrated = robot_with_lerobot(ROBOT, file).arm
+    assert load_robot(out).arm == replace(calibrated, port=bus.port, usb_serial="5A46")
+
+
+def test_a_model_comes_with_its_parts_and_replaces_no_other(
+    file: Path, bus: ServoBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms, mine = tmp_path / "arms", tmp_path / "mine"
+    (arms / "models" / "parts").mkdir(parents=True)
+    mine.mkdir()
+    text = ROBOT.model.read_text()
+    head, tail = text.index(">", text.index("<mujoco")) + 1, text.rindex("</mujoco>")
+    include = '<mujoco><include file="{}/body.xml"/></mujoco>'
+    (arms / "models" / "so101.xml").write_text(include.format("parts"))
+    (arms / "models" / "parts" / "body.xml").write_text(f"<mujoco>{text[head:tail]}</mujoco>")
+    base = arms / "base.yaml"
+    base.write_text(ROBOT.path.read_text().replace("model: so101.xml", "model: models/so101.xml"))
+    assert own(bus, file, mine / "my-arm.yaml", "--robot", base) == 0
+    assert own(bus, file, arms / "my-arm.yaml", "--robot", base) == 0
+    assert sorted(path.name for path in arms.iterdir()) == ["base.yaml", "models", "my-arm.yaml"]
+
+    (mine / "so101.xml").write_text(text)
+    assert own(bus, file, mine / "my-arm.yaml", "--robot", base, "--force") == 2
+    assert f"{mine / 'so101.xml'} is another model than {arms / 'models' / 'so101.xml'}" in capsys.readouterr().err
+    assert (mine / "so101.xml").read_text() == text
+
+    shutil.move(arms / "models" / "parts", arms)
+    (arms / "models" / "so101.xml").write_text(include.format("../parts"))
+    (mine / "so101.xml").unlink()
+    assert own(bus, file, mine / "new.yaml", "--robot", base) == 2
+    error = capsys.readouterr().err
+    assert f"needs {arms / 'parts' / 'body.xml'}" in error and f"name a file in {arms}" in error
+    shutil.copytree(mine / "parts", tmp_path / "there" / "parts")
+    (tmp_path / "there" / "so101.xml").write_text(include.format("parts"))
+    shutil.move(mine / "my-arm.yaml", tmp_path / "there")
+    shutil.rmtree(arms)
+    assert load_robot(tmp_path / "there" / "my-arm.yaml").arm.port == bus.port
 
 
 # Dynamixels
