@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             f"--host {args.host}: other machines reach it, so a token is needed; write one with `openssl rand -hex 32 "
             f"> token` and give --token-file token, or set {TOKEN_VARIABLE}"
         )
-    require_packages("vlar1 serve", "fastapi", "python_multipart", "uvicorn")
+    require_packages("vlar1 serve", "fastapi", "python_multipart")
     from rich.console import Console
 
     from edge.decode import compile_grammars

@@ -15,7 +15,7 @@ from drivers.errors import UserError
 from drivers.protocols import Camera
 from edge.control import Controller
 from edge.rerun_view import destination
-from edge.serve.listen import address_of, bound, require_packages
+from edge.serve.listen import address_of, bound
 from edge.trace import Tracer
 from edge.watch import Watchers
 from edge.watched_camera import WatchedCamera
@@ -37,7 +37,7 @@ class Watching(Watchers):
         console: the operator's page once the run has begun, where one was asked for.
 
     Raises:
-        UserError: a package is missing, the address cannot be listened at, or there is nothing to stream to.
+        UserError: the address cannot be listened at, or there is nothing to stream to.
     """
 
     def __init__(self, args: argparse.Namespace, terminal: Terminal) -> None:
@@ -49,7 +49,6 @@ class Watching(Watchers):
     def __enter__(self) -> Watching:
         if self._args.console is not None:
             option = f"--console {self._args.console}"
-            require_packages("vlar1 ... --console", "starlette", "uvicorn", "websockets")
             host, port = _host_and_port(self._args.console)
             address = address_of(host, option)
             self._remote = not ipaddress.ip_address(address).is_loopback

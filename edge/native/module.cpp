@@ -32,6 +32,7 @@ static Patches preprocess(Image image, int height, int width, bool bgr) {
 }
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // threads that end with the interpreter may hold something; it is of no use to a user
   m.doc() = "C++ that earns its place by measurement.";
   m.def("preprocess", &preprocess, nb::arg("image").noconvert(), nb::arg("height"), nb::arg("width"), nb::arg("bgr"));
   vlar1::bind_servo(m);
