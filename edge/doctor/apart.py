@@ -10,11 +10,24 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from edge.doctor.findings import Finding
+
 TIMEOUT_S = 9.0
 
 
 class NoAnswer(Exception):
     """The function raised, its process crashed, or time was up; the message is one line."""
+
+
+class Slow(NoAnswer):
+    """Time was up. On a busy machine, or from a slow card, that need not mean that anything is wrong."""
+
+
+def unanswered(name: str, error: NoAnswer, told: str, to_type: str) -> Finding:
+    """What an answer that did not come means: what was asked for is missing, unless it was only slow."""
+    if isinstance(error, Slow):
+        return Finding(name, "warning", f"{error}: the machine is slow or busy; ask again when it is not")
+    return Finding(name, "missing", told, to_type)
 
 
 def ask_apart(function: str, *args: Any, timeout_s: float = TIMEOUT_S) -> Any:
@@ -27,7 +40,7 @@ def ask_apart(function: str, *args: Any, timeout_s: float = TIMEOUT_S) -> Any:
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        raise NoAnswer(f"no answer within {timeout_s:g} s") from None
+        raise Slow(f"no answer within {timeout_s:.2g} s") from None
     if done.returncode < 0:
         raise NoAnswer(f"crashed ({signal.Signals(-done.returncode).name})")
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drivers.errors import UserError
-from edge.doctor.apart import TIMEOUT_S, NoAnswer, ask_apart
+from edge.doctor.apart import TIMEOUT_S, NoAnswer, ask_apart, unanswered
 from edge.doctor.findings import Finding, State
 from edge.doctor.machine import L4T_RELEASE, MEMINFO, memory_bytes
 from edge.doctor.onnx import DOUBLER
@@ -39,7 +39,7 @@ def packages(ask: Ask = ask_apart) -> Finding:
     try:
         ask("edge.doctor.decide:import_commands")
     except NoAnswer as error:
-        return Finding("packages", "missing", f"{python}; {error}", "pip install 'vlar1-edge'")
+        return unanswered("packages", error, f"{python}; {error}", "pip install 'vlar1-edge'")
     return Finding("packages", "fine", f"{python}; all that `vlar1 ask` and `vlar1 demo` import is here")
 
 
@@ -56,7 +56,7 @@ def providers(ask: Ask = ask_apart) -> list[Finding]:
     try:
         version, names = ask("edge.doctor.decide:listed_providers")
     except NoAnswer as error:
-        return [Finding("ONNX Runtime", "missing", f"does not load: {error}", "pip install onnxruntime")]
+        return [unanswered("ONNX Runtime", error, f"does not load: {error}", "pip install onnxruntime")]
     found = [Finding("ONNX Runtime", "fine", f"version {version}")]
     for name in (CPU, *(name for name in names if name not in (CPU, *REMOTE))):
         title = name.removesuffix("ExecutionProvider")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge.doctor.apart import NoAnswer, ask_apart
+from edge.doctor.apart import NoAnswer, ask_apart, unanswered
 from edge.doctor.findings import Finding
 from edge.doctor.usb import DEV, Login, UsbDevice, how_to_open, this_login, usb_devices
 
@@ -34,7 +34,7 @@ def native(ask: Callable[..., Any] = ask_apart) -> list[Finding]:
     try:
         path = Path(ask("edge.doctor.move:extension_path"))
     except NoAnswer as error:
-        return [Finding("native extension", "missing", f"does not load: {error}", REINSTALL)]
+        return [unanswered("native extension", error, f"does not load: {error}", REINSTALL)]
     return [Finding("native extension", "fine", str(path)), servo_process(path.with_name("vlar1-servo"))]
 
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from edge.doctor import decide
-from edge.doctor.apart import NoAnswer
+from edge.doctor.apart import NoAnswer, Slow
 from edge.doctor.onnx import DOUBLER
 from edge.shipped import SHIPPED_BUNDLE
 
@@ -35,6 +35,12 @@ def test_the_graph_is_what_the_onnx_package_takes_it_for() -> None:
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["Add"]
     assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["x", "y"]
+
+
+def test_what_is_only_slow_is_not_called_missing() -> None:
+    for error, state in ((NoAnswer("ModuleNotFoundError: no"), "missing"), (Slow("no answer within 9 s"), "warning")):
+        found = [decide.packages(answers(import_commands=error)), *decide.providers(answers(listed_providers=error))]
+        assert [(one.state, bool(one.to_type)) for one in found] == [(state, state == "missing")] * 2
 
 
 def test_the_processor_computes_and_an_unknown_provider_does_not_load() -> None:
