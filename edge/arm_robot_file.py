@@ -114,23 +114,24 @@ def _with_fields(text: str, fields: Mapping[_Keys, Any]) -> str:
 
 def _edited(text: str, fields: Mapping[_Keys, Any]) -> str:
     """The text with fields written over where they stand, or before the last of their mapping."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     edits: list[tuple[int, int, str]] = []
     for keys, value in fields.items():
-        node, written = root, json.dumps(value, ensure_ascii=False)  # JSON is YAML, in a block and in braces
+        mapping, written = root, json.dumps(value, ensure_ascii=False)  # JSON is YAML, in a block and in braces
         for key in keys[:-1]:
-            node = _children(node)[key]
-        found = _children(node).get(keys[-1])
-        if found is not None:
-            edits.append((found.start_mark.index, found.end_mark.index, written))
+            mapping = _children(mapping)[key]
+        children = _children(mapping)
+        if keys[-1] in children:
+            node = children[keys[-1]]
+            edits.append((node.start_mark.index, node.end_mark.index, written))
         else:
-            last = node.value[-1][0].start_mark
-            between = ", " if node.flow_style else f"\n{' ' * last.column}"
+            last = mapping.value[-1][0].start_mark
+            between = ", " if mapping.flow_style else f"\n{' ' * last.column}"
             edits.append((last.index, last.index, f"{keys[-1]}: {written}{between}"))
     for start, end, written in sorted(edits, reverse=True):
         text = text[:start] + written + text[end:]
     return text
 
 
-def _children(mapping: yaml.MappingNode) -> dict[str, yaml.Node]:
+def _children(mapping: Any) -> dict[str, Any]:
     return {name.value: child for name, child in mapping.value}

@@ -118,8 +118,8 @@ def test_wrong_arguments_are_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
         serve_command.run(arguments("--host", "no such host"))
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="give another port"):
         serve_command.run(arguments("--port", str(taken.getsockname()[1])))
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(UserError, match=r"uvicorn, which is not installed: pip install 'vlar1-edge\[serve\]'"):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    with pytest.raises(UserError, match=r"fastapi, which is not installed: pip install 'vlar1-edge\[serve\]'"):
         serve_command.run(arguments())
 
 
