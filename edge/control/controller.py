@@ -23,7 +23,7 @@ from drivers.recording import Recorder
 from drivers.robot import Robot
 from edge.control.causes import why
 from edge.control.loop_arm import LoopArm
-from edge.control.servo_loop import RATE_HZ, Cause, ServoLoop, ServoState, State
+from edge.control.servo_loop import RATE_HZ, Cause, RefusedError, ServoLoop, ServoState, State
 from edge.motion import JointTrajectory, plan_move, plan_rest
 from edge.plan_check import PlanChecker
 from edge.stop_input import StopInput, StopWatch, open_stop_inputs
@@ -139,7 +139,7 @@ class Controller:
                     f"arm: stopped ({reason}), so it was not parked: it holds, with torque on; when its way "
                     "is free, `vlar1 arm park` brings it to rest"
                 )
-            _unless_interrupted(self.park)
+            _unless_interrupted(lambda: self._bring_to_rest(lift=False))
         finally:
             self._let_go()
 
@@ -270,20 +270,23 @@ class Controller:
         """
         with self._motion:
             if self.arm.torque_on:
-                self._restart()
+                self._restart(lift=True)
 
     def park(self) -> None:
-        """Go to the rest pose, then torque off. Torque stays on if the arm cannot be brought there.
+        """Go to the rest pose, also out of a stop, then torque off. Torque stays on if it cannot be brought there.
 
         Raises:
             MotionError: the rest pose was not reached: the arm holds, with torque on.
         """
+        self._bring_to_rest(lift=True)
+
+    def _bring_to_rest(self, lift: bool) -> None:
         if self._arm is None or not self._arm.torque_on:
             return
         self._abort.set()
         with self._motion:
             self._abort.clear()
-            self._park()
+            self._park(lift)
 
     def _execute(
         self,
@@ -320,7 +323,7 @@ class Controller:
             raise MotionError(f"arm: stopped ({self._stop_reason or 'stop was called'}); restart it first")
         if state.state == State.HOLDING:
             if state.released.any():
-                self._restart()
+                self._restart(lift=False)
             self._await_rest()
         return self.loop.move(trajectory.times_s, trajectory.position_rad, velocity_rad_s, parking=parking)
 
@@ -356,12 +359,12 @@ class Controller:
         self._note("motion ended", why(state, self.robot.joint_names))
         if state.state == State.STOPPED:
             self._await_rest()
-            return MotionError(f"arm: stopped ({self._stop_reason or 'stop was called'}); it holds; restart it first")
+            return self._is_stopped()
         reason = why(state, self.robot.joint_names)
         if state.cause in (Cause.BUS_LOST, Cause.SERVO_SILENT, Cause.SERVO_RESET):
             began_s = time.monotonic()
             self._await_bus(reason)
-            self._restart()
+            self._restart(lift=False)
             return MotionError(f"arm: {reason}; it is back after {time.monotonic() - began_s:.1f} s and holds")
         self._await_rest()
         if state.cause in (Cause.TEMPERATURE, Cause.VOLTAGE):
@@ -388,23 +391,43 @@ class Controller:
                 raise MotionError("arm: does not come to rest; cut its power if it still moves")
             time.sleep(self.loop.period_s)
 
-    def _restart(self) -> None:
-        state = self.loop.state()
-        if state.state in (State.ARMED, State.MOVING):
+    def _restart(self, lift: bool) -> None:
+        """Send setpoints again, once the arm is heard; out of a stop only where ``lift`` is set, at a person's word. A
+        stop that comes meanwhile counts.
+
+        Raises MotionError where the arm is stopped and is to stay so.
+        """
+        if self.loop.state().state in (State.ARMED, State.MOVING):
             return
+        stops = self.loop.stop_calls
         self._await_rest()
         self.read()  # never on from an old reading
         state = self.loop.state()
-        self._stop_reason = ""  # of now; a stop that comes meanwhile counts
+        if lift:
+            self._stop_reason = ""
+        elif state.state == State.STOPPED:
+            raise self._is_stopped()
         if state.state == State.DISARMED or state.released.any() or (state.torque == 0).any():
             # Its goals would be overwritten by the loop's while they are set, so the loop is silent for a moment.
             self.loop.disarm()
             self.loop.arm(self.arm.enable().position_rad)
-        else:
+        elif lift:
             self.loop.restart(state.setpoint_rad)
+        else:
+            try:
+                self.loop.resume(state.setpoint_rad)
+            except RefusedError:
+                if self.stopped:
+                    raise self._is_stopped() from None
+                raise
+        if self.loop.stop_calls != stops:  # said just before, or while the loop had nothing to stop
+            self.loop.stop()
         self._note("restarted")
 
-    def _park(self) -> None:
+    def _is_stopped(self) -> MotionError:
+        return MotionError(f"arm: stopped ({self._stop_reason or 'stop was called'}); it holds; restart it first")
+
+    def _park(self, lift: bool) -> None:
         error: DeviceError | None = None
         resting = False
         for attempt in range(_PARK_ATTEMPTS):
@@ -412,7 +435,7 @@ class Controller:
                 if attempt and self.loop.state().state == State.STOPPED:
                     break  # a stop while it parks is a stop
                 if not resting:
-                    self._go_to_rest()
+                    self._go_to_rest(lift and not attempt)
                 resting = True
                 self.loop.disarm()
                 self.arm.disable()
@@ -424,11 +447,11 @@ class Controller:
             f"arm: could not be parked, so torque stays on; support it, then switch its power off ({error})"
         ) from error
 
-    def _go_to_rest(self) -> None:
+    def _go_to_rest(self, lift: bool) -> None:
         rest_rad, ready_rad = self.robot.rest_rad, self.robot.ready_rad
         if self.loop.state().state == State.MOVING:
             self.hold()
-        self._restart()
+        self._restart(lift)
         if np.abs(self.setpoint_rad - rest_rad)[:-1].max() > _NEAR_REST_RAD:
             self._execute(plan_move(self.setpoint_rad, self._gripped(ready_rad)), None, parking=True)
         self._execute(plan_move(self.setpoint_rad, rest_rad), None, parking=True)

@@ -71,7 +71,7 @@ class Cause(IntEnum):
 
 
 class _Command(IntEnum):
-    ARM, MOVE, HOLD, RESTART, DISARM, TRANSACT, QUIT = range(7)
+    ARM, MOVE, HOLD, RESTART, DISARM, TRANSACT, QUIT, RESUME = range(8)
 
 
 class _Result(IntEnum):
@@ -231,6 +231,11 @@ class ServoLoop:
         """Decelerate within the limits and hold, latched: nothing moves again before `restart`. Never waits."""
         self._link.stop()
 
+    @property
+    def stop_calls(self) -> int:
+        """How often a stop was said, by whatever process, also while there was nothing to stop."""
+        return self._link.stop_calls()
+
     def arm(self, position_rad: ArrayLike) -> None:
         """Begin to send setpoints, from ``position_rad`` (n,): the goals that the servos hold already.
 
@@ -282,6 +287,10 @@ class ServoLoop:
         Raises RefusedError while the arm still decelerates, or a servo was not heard.
         """
         self._command(_Command.RESTART, "restart", position_rad=_list(position_rad))
+
+    def resume(self, position_rad: ArrayLike) -> None:
+        """As `restart`, out of a hold alone: refused where the arm was stopped, which takes a person's word."""
+        self._command(_Command.RESUME, "resume", position_rad=_list(position_rad))
 
     def disarm(self) -> None:
         """Send no more setpoints; torque stays as it is. Raises RefusedError while something moves."""

@@ -143,6 +143,7 @@ class View {
   View& operator=(const View&) = delete;
 
   void stop() { shared_->stop_calls.fetch_add(1, std::memory_order_acq_rel); }
+  uint32_t stop_calls() const { return shared_->stop_calls.load(std::memory_order_acquire); }
 
   nb::dict snapshot() const {
     auto s = std::make_unique<Snapshot>();
@@ -420,6 +421,7 @@ int64_t decode_value(nb::handle reg, const nb::bytes& data) {
 void bind_servo(nb::module_& m) {
   nb::class_<View>(m, "View")
       .def("stop", &View::stop)
+      .def("stop_calls", &View::stop_calls)
       .def("snapshot", &View::snapshot)
       .def("ring", &View::ring, nb::arg("since"));
   nb::class_<Watch, View>(m, "Watch").def(nb::init<int>(), nb::arg("fd"));

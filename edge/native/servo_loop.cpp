@@ -300,6 +300,9 @@ Result ServoLoop::carry_out(const Command& command, int64_t at_ns) {
     case CommandKind::kArm:
       if (state_ != State::kDisarmed) return Result::kWrongState;
       [[fallthrough]];
+    case CommandKind::kResume:
+      if (state_ == State::kStopped) return Result::kWrongState;
+      [[fallthrough]];
     case CommandKind::kRestart:
       if (!fresh(at_ns)) return Result::kNotFresh;
       if (!motion_->settled()) return Result::kMoving;

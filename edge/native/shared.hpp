@@ -113,7 +113,8 @@ struct PlanSlot {
   double velocities_rad_s[kMaxWaypoints * kMaxJoints];  // (count, joint_count)
 };
 
-enum class CommandKind : uint32_t { kArm, kMove, kHold, kRestart, kDisarm, kTransact, kQuit };
+// kRestart lifts a stop, at a person's word; kResume goes on from a hold alone.
+enum class CommandKind : uint32_t { kArm, kMove, kHold, kRestart, kDisarm, kTransact, kQuit, kResume };
 enum class Result : uint32_t { kOk, kWrongState, kNotFresh, kMoving, kNoAnswer };
 enum class Operation : uint32_t { kPing, kRead, kWrite, kSyncWrite };
 
@@ -121,7 +122,7 @@ struct Command {
   uint32_t kind = 0;
   uint32_t slot = 0, plan = 0, parking = 0;
   double elapsed_s = 0.0;
-  double position_rad[kMaxJoints] = {};  // of kArm and kRestart: the goals that the servos hold
+  double position_rad[kMaxJoints] = {};  // of kArm, kRestart, kResume: the goals that the servos hold
   // kTransact: one register of servos `ids`; `data` holds kTransactBytes a servo, of which `size` count.
   uint32_t operation = 0, id_count = 0;
   uint8_t ids[kMaxJoints] = {};

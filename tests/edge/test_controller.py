@@ -577,6 +577,47 @@ def test_a_motion_goes_on_when_the_bus_that_was_lost_is_back(tmp_path: Path) -> 
     check_wire(bench)
 
 
+def test_a_stop_is_not_lifted_by_a_bus_that_comes_back(tmp_path: Path) -> None:
+    bench = Bench(ROBOT.ready_rad, link=tmp_path / "arm")
+    try:
+        with pytest.raises(MotionError, match="not parked"), Controller(ROBOT, bench.bus.port) as controller:
+            thread, errors = in_thread(lambda: controller.move_to(SIDE))
+            until(moving(controller))
+            bench.bus.unplug()
+            until(lambda: controller.state().state == State.HOLDING)
+            controller.loop.stop()  # by another process, which shares the loop's memory
+            until(lambda: controller.state().state == State.STOPPED)
+            bench.bus.plug()
+            thread.join()
+            assert "arm: stopped" in str(errors[0]) and controller.state().state == State.STOPPED
+            assert controller.setpoint_rad[0] < SIDE[0] - 0.05
+    finally:
+        bench.bus.close()
+
+
+@pytest.mark.parametrize("when", ["before it is disarmed", "while it is disarmed"])
+def test_a_stop_is_not_lifted_by_servos_that_get_their_torque_back(
+    ready: Bench, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    with pytest.raises(MotionError, match="not parked"), Controller(ROBOT, ready.bus.port) as controller:
+        name, holder = ("disarm", controller.loop) if when.startswith("before") else ("enable", controller.arm)
+        usual = getattr(holder, name)
+
+        def stopped() -> object:
+            controller.loop.stop()
+            return usual()
+
+        monkeypatch.setattr(holder, name, stopped)
+        thread, errors = in_thread(lambda: controller.move_to(SIDE))
+        until(moving(controller))
+        ready.bank.power_cycle()
+        thread.join()
+        assert errors and ready.torque == [1] * 6
+        until(lambda: controller.state().state == State.STOPPED)
+        with pytest.raises(MotionError, match="restart it first"):
+            controller.move_to(SIDE)
+
+
 def test_dynamixel_servos_are_driven_by_the_same_loop() -> None:
     robot = load_robot(SO101_PATH.with_name("koch.yaml"))
     ids = [joint.id for joint in robot.arm.joints]
