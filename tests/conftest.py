@@ -21,7 +21,6 @@ _SPECIAL = (
 ALONE = (
     "drivers/",
     "test_benchmarks.py",
-    "test_docs.py",
     *(f"edge/test_{name}" for name in ("arm_", "ask", "calibrate_check", "camera_command", "cli", "console")),
     *(
         f"edge/test_{name}"

@@ -54,6 +54,8 @@ COMMANDS, PYTHON, OTHER = ("", "sh"), "python", ("text", "yaml", "mermaid", "jso
 KINDS = ("not run", "run by", "file", "answers at", "nothing here is run")
 TYPED = ("vlar1", ".venv/bin/vlar1", "python", "curl", "cp")
 """Programs that blocks may run. What installs, needs root or another machine is not run, and says so."""
+MOVES = ("docs/control.md", "docs/run.md")
+"""Pages that drive an emulated arm in real time."""
 PATIENCE_S = 120.0
 HALF_TURN = COUNTS_PER_TURN // 2
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -189,7 +191,14 @@ NEEDS: dict[str, tuple[Callable[[Path], object], ...]] = {
 """What a page's commands find in the folder, or in variables that the page tells its reader to set."""
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks(page))])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.alone] if page in MOVES else [])
+        for page in PAGES
+        if any(block.runs for block in blocks(page))
+    ],
+)
 def test_a_page_works_as_typed(page: str, tmp_path: Path) -> None:
     test_every_block_says_what_it_is(page)  # before anything runs
     with ExitStack() as stack:

@@ -16,7 +16,7 @@ from calib.file import load_calibration
 from drivers.sim.render import camera_pose
 from edge.demo import draw_plans
 
-SEED = 11
+SEED = 23  # its first order is a pick, which is soon over and soon filmed
 STAGES = {"capture", "preprocess", "vision", "prefill", "decode", "parse", "track", "lift", "plan", "actuate"}
 
 
@@ -24,7 +24,7 @@ STAGES = {"capture", "preprocess", "vision", "prefill", "decode", "parse", "trac
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run leaves that is interrupted after its first episode; `.ci/run` has one that comes to its end."""
     out = tmp_path_factory.mktemp("demo")
-    code = "import sys; from edge.cli import main; sys.exit(main())"
+    code = "import sys; from edge import cli, demo; demo.CALIBRATION_VIEWS = 8; sys.exit(cli.main())"
     command = [sys.executable, "-c", code, "demo", "--episodes", "5", "--seed", str(SEED), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline_s = time.monotonic() + 300
