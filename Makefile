@@ -22,7 +22,8 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --hypothesis-profile=ci
 
 # A shared machine that stalls for a fifth of a second makes an arm hold, as it should, and a test in real time fail: what
 # failed is tried once more.
-AGAIN = $(PYTEST) -m alone --last-failed --last-failed-no-failures none
+AGAIN = $(PYTEST) --last-failed --last-failed-no-failures none
+SIDE_BY_SIDE = -n 2 --dist loadfile
 
 .PHONY: demo install test browser clean
 
@@ -34,8 +35,9 @@ install: $(VENV)/.installed
 test: $(VENV)/.installed-test browser
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) -m alone || $(AGAIN)
-	$(PYTEST) -m "not alone" -n 2 --dist loadfile
+	$(PYTEST) -m alone || $(AGAIN) -m alone
+	$(PYTEST) -m paired $(SIDE_BY_SIDE) || $(AGAIN) -m paired
+	$(PYTEST) -m "not alone and not paired" $(SIDE_BY_SIDE)
 
 # The operator's page is tested in a real Chromium: the system's, installed where that may be, else playwright's own.
 browser: $(VENV)/.installed-test

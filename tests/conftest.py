@@ -19,24 +19,28 @@ _SPECIAL = (
 
 
 ALONE = (
-    "drivers/",
     "test_benchmarks.py",
-    *(f"edge/test_{name}" for name in ("arm_", "ask", "calibrate_check", "camera_command", "cli", "console")),
-    *(
-        f"edge/test_{name}"
-        for name in ("controller", "demo", "follower", "loop", "native", "replay", "rerun", "run", "serve")
-    ),
-    "edge/test_stop_input",
-    *(f"training/test_{name}" for name in ("cot_resume", "scenes")),
+    *(f"edge/test_{name}" for name in ("console", "controller", "demo", "loop", "run")),
+    "training/test_scenes",
 )
-"""Files with servo loops, devices, signals or servers in real time: they have the machine to themselves."""
+"""Files that are real-time and busy: they have the machine to themselves."""
+
+PAIRED = (
+    "drivers/",
+    *(f"edge/test_{name}" for name in ("arm_", "ask", "calibrate_check", "camera_command", "cli", "follower", "native")),
+    *(f"edge/test_{name}" for name in ("replay", "rerun", "serve", "stop_input")),
+    "training/test_cot_resume",
+)
+"""Files with servo loops, devices, signals or servers in real time, which mostly wait: two run side by side."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).as_posix().startswith(ALONE):
-            item.add_marker("alone")
+        path = item.path.relative_to(here).as_posix()
+        for mark, files in (("alone", ALONE), ("paired", PAIRED)):
+            if path.startswith(files):
+                item.add_marker(mark)
 
 
 def pytest_configure() -> None:

@@ -33,7 +33,7 @@ from edge.watch import Watcher
 FRAMES_HZ = 10.0
 _JPEG_QUALITY = 80
 _WAITING = 4096  # messages that a page's process that hangs may leave unread; then they are dropped
-_END_S = 3.0
+_TOLD_S, _END_S = 1.0, 3.0  # for what was told last, and for the process to end
 
 
 class Console(Watcher):
@@ -117,11 +117,11 @@ class Console(Watcher):
     def close(self) -> None:
         """End the page, once it has said what it was told last."""
         self._closing.set()
-        self._threads[0].join(_END_S)
+        self._threads[0].join(_TOLD_S)
         # Closing alone ends nothing while a thread reads.
         with suppress(OSError), socket.socket(fileno=os.dup(self._pipe.fileno())) as both_ways:
             both_ways.shutdown(socket.SHUT_RDWR)
-        self._threads[1].join(_END_S)
+        self._threads[1].join(_TOLD_S)
         self._pipe.close()
         try:
             self._process.wait(_END_S)

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -341,6 +341,7 @@ junk = st.recursive(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["do", "instruction", "place", "why"]), junk)
     | st.builds(
