@@ -27,7 +27,10 @@ ALONE = (
 
 PAIRED = (
     "drivers/",
-    *(f"edge/test_{name}" for name in ("arm_", "ask", "calibrate_check", "camera_command", "cli", "follower", "native")),
+    *(
+        f"edge/test_{name}"
+        for name in ("arm_", "ask", "calibrate_check", "camera_command", "cli", "follower", "native")
+    ),
     *(f"edge/test_{name}" for name in ("replay", "rerun", "serve", "stop_input")),
     "training/test_cot_resume",
 )
