@@ -120,16 +120,17 @@ class Runtime:
         self._held: Grasp | None = None  # what the last order picked up
 
     def go_ready(self) -> None:
-        """To the pose from which the camera sees the whole table."""
+        """To the pose from which the camera sees the whole table, with the jaws open: what they hold is let go."""
         self.watcher.said("to the ready pose")
+        self._held = None
         self.controller.execute(plan_move(self.controller.setpoint_rad, self.robot.ready_rad))
 
     def put_back(self) -> None:
         """Set what was picked up down where it was; nothing where the jaws hold nothing.
 
         Raises:
-            UserError: the place cannot be reached from where the arm is (nothing moves), or what `Controller.execute`
-                raises.
+            UserError: the place cannot be reached from where the arm is; nothing moves, and it is not tried again.
+            DeviceError: as `Controller.execute` does.
         """
         grasp = self._held
         if grasp is None or not is_holding(self.kinematics, self.controller.read().position_rad, grasp):
@@ -137,9 +138,14 @@ class Runtime:
         self.watcher.said("putting back what is held")
         was = grasp.position_base_m
         way = np.array([was, was + (0.0, 0.0, CLEARANCE_M), was])
-        self.controller.execute(
-            plan_place(self.kinematics, self.controller.setpoint_rad, way, grasp, self.robot.safety.table_z_m)
-        )
+        try:
+            plan = plan_place(self.kinematics, self.controller.setpoint_rad, way, grasp, self.robot.safety.table_z_m)
+            self.controller.check(plan)
+        except UserError as error:
+            self._held = None
+            told = f"what is held cannot be put back from here ({error}); take it: the jaws open next"
+            raise UserError(told) from None
+        self.controller.execute(plan)
         self._held = None
 
     def carry_out(self, order: Order, attempts: int = 2) -> Outcome:

@@ -497,3 +497,24 @@ def test_what_was_picked_up_is_put_back_once(
     moves = len(arm.moves)
     runtime.put_back()
     assert len(arm.moves) == moves
+
+
+def test_what_cannot_be_put_back_or_was_let_go_is_not_tried_again(
+    camera: StillCamera, arm: ObedientController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, cube_box())
+    monkeypatch.setattr(edge.loop, "is_holding", lambda *args: True)  # jaws that stand open look like it
+    runtime = started(camera, arm)
+    order = Order("pick up the red cube", place=False)
+    assert runtime.carry_out(order).done
+    runtime.go_ready()
+    moves = len(arm.moves)
+    runtime.put_back()
+    assert len(arm.moves) == moves
+    assert runtime.carry_out(order).done
+    arm.position = ROBOT.ready_rad.copy()  # somebody moved it there, the jaws closed
+    moves = len(arm.moves)
+    with pytest.raises(UserError, match="cannot be put back from here .*; take it: the jaws open next"):
+        runtime.put_back()
+    runtime.put_back()
+    assert len(arm.moves) == moves
