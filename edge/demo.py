@@ -170,6 +170,7 @@ def _play(
                 progress.console.print(f"{mark} {title}: {told(episode)}", highlight=False)
                 say(title, steps=1)
             if watching.console is not None:
+                table.lay_out(plans[-1].scene)  # what was picked up fell out of the jaws
                 say("orders from the page; Ctrl-C, or Park there, ends it")
                 take_orders(watching.console, runtime)
             say("parking the arm")

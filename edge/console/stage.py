@@ -121,9 +121,10 @@ class Stage:
         return len(self._pages)
 
     def close(self) -> None:
-        """The run has ended; the pages are told."""
+        """The run has ended; pages that it did not tell so are told."""
         for page in self._pages:
-            page.put({"kind": "phase", "phase": "ended", "text": self._phase["text"] or "the run has ended"})
+            if self._phase["phase"] != "ended":
+                page.put({"kind": "phase", "phase": "ended", "text": "its program is gone"})
             page.close()
 
     # What the run tells
