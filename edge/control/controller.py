@@ -100,6 +100,7 @@ class Controller:
         self._motion = threading.Lock()
         self._abort = threading.Event()
         self._stop_reason = ""
+        self._lifted = 0  # `ServoLoop.stop_calls` when a person lifted them
         self._seen_cycle = 0
         self._previous_handlers: dict[int, Any] = {}
 
@@ -201,9 +202,9 @@ class Controller:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop is in force: nothing moves before `restart`."""
+        """Whether a stop is in force: nothing moves before `restart`. Costs next to nothing while none was said."""
         with suppress(DeviceError):
-            return self.loop.state().state == State.STOPPED
+            return self.loop.stop_calls != self._lifted and self.loop.state().state == State.STOPPED
         return False
 
     def state(self) -> ServoState:
@@ -422,6 +423,8 @@ class Controller:
                 raise
         if self.loop.stop_calls != stops:  # said just before, or while the loop had nothing to stop
             self.loop.stop()
+        elif lift:
+            self._lifted = stops
         self._note("restarted")
 
     def _is_stopped(self) -> MotionError:
