@@ -159,6 +159,7 @@ def _play(
                 except MotionError:
                     if watching.console is None or not controller.stopped:
                         raise
+                    table.stop_recording()
                     break  # stopped on the page, which goes on from here
                 episodes.append(episode)
                 write_picture(args.out / "frames" / f"{k + 1:02d}.png", episode.outcome.frame.rgb)
